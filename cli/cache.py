@@ -1,0 +1,167 @@
+"""`jasper-cache`: build, inspect and verify a teacher cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.console import phase, print_table, run, size
+
+if TYPE_CHECKING:
+    from cli.recipe import Recipe
+    from data.corpus import CorpusSpec
+    from teacher_cache.teachers import Teacher
+
+app = typer.Typer(
+    help="Phase 1: run the teachers once over the texts and keep their vectors.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+CacheArgument = Annotated[Path, typer.Argument(help="Folder of the cache.", show_default=False)]
+
+
+@app.command()
+def build(
+    recipe: Annotated[
+        Path, typer.Option(help="Recipe with [corpus] and [[teachers]].", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the cache.", show_default=False)],
+    teachers: Annotated[
+        str | None,
+        typer.Option(help="Only these of the recipe's teachers, e.g. stella,nv-embed."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many texts (part of the identity).")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 … (default: this rank's GPU, else cpu).")
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Padded tokens in a batch (default: by device).")
+    ] = None,
+) -> None:
+    """Encode a recipe's texts under its teachers, or finish what was begun.
+
+    Interrupt it at any time: the same command goes on from the last finished shard. Under
+    `accelerate launch`, `torchrun` or `srun` every process takes its own shards.
+
+    Example: jasper-cache build --recipe recipes/demo.toml --out cache/
+    """
+    from cli.recipe import load
+
+    book, base = load(recipe)
+    corpus_spec, chosen = _job(book, recipe, teachers, limit)
+    from data.corpus import Corpus
+    from teacher_cache.build import Options
+    from teacher_cache.build import build as build_cache
+    from teacher_cache.ranks import Rank
+
+    rank = Rank.from_environment()
+    options = Options(rank=rank, device=device or _device(rank.local), token_budget=batch_tokens)
+    manifest = build_cache(
+        out, Corpus(corpus_spec, base), chosen, base=base, options=options, phase=phase
+    )
+    if manifest is None:
+        typer.echo(f"rank {rank.index} is done; others still work on {out}")
+    else:
+        typer.echo(
+            f"{out}: {manifest.rows:,} rows × {manifest.width} in {len(manifest.shards)} shards, "
+            f"{manifest.held_out_rows:,} held out, identity {manifest.identity}"
+        )
+
+
+@app.command()
+def inspect(
+    cache: CacheArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not tables.")] = False,
+) -> None:
+    """Show what a cache holds: teachers, texts, sizes, identity."""
+    from teacher_cache.reader import CacheReader
+    from teacher_cache.summary import summarize
+
+    summary = summarize(CacheReader(cache))
+    if as_json:
+        typer.echo(json.dumps(summary, indent=1, ensure_ascii=False))
+        return
+    typer.echo(
+        f"{cache}: {summary['rows']:,} rows × {summary['width']} ({size(summary['bytes'])} in "
+        f"{summary['shards']} shards), {summary['held_out_rows']:,} held out\n"
+        f"identity {summary['identity']}"
+    )
+    print_table(
+        "Teachers",
+        ("teacher", "columns", "pooling", "max tokens", "dtype", "mean tokens", "licence"),
+        [
+            (
+                block["teacher"],
+                f"{block['offset']}-{block['offset'] + block['width'] - 1}",
+                block["pooling"],
+                str(block["max_tokens"] or "-"),
+                block["dtype"],
+                f"{block['mean_tokens']:.1f}",
+                block["licence"],
+            )
+            for block in summary["blocks"]
+        ],
+    )
+    print_table(
+        "Texts",
+        ("source", "kept", "held out", "duplicates", "skipped"),
+        [
+            (name, *(f"{c[k]:,}" for k in ("kept", "held_out", "duplicates", "skipped")))
+            for name, c in summary["counts"].items()
+        ],
+    )
+
+
+@app.command()
+def verify(cache: CacheArgument) -> None:
+    """Read every byte of a cache and compare it with its records; exit 1 if something is wrong."""
+    from teacher_cache.reader import CacheReader
+    from teacher_cache.verify import verify as verify_cache
+
+    reader = CacheReader(cache, check_sizes=False)
+    with phase("verifying", len(reader.manifest.shards)) as advance:
+        problems = verify_cache(reader, advance)
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo(f"{cache}: {len(reader):,} rows in {len(reader.manifest.shards)} shards, all whole")
+
+
+def _job(
+    book: Recipe, path: Path, names: str | None, limit: int | None
+) -> tuple[CorpusSpec, list[Teacher]]:
+    from cli.recipe import RecipeError
+    from teacher_cache.teachers import resolve
+
+    if book.corpus is None or not book.teachers:
+        raise RecipeError(f"{path} has no [corpus] or no [[teachers]]: a cache needs both")
+    specs = {spec.name: spec for spec in book.teachers}
+    if names is not None:
+        asked = [name.strip() for name in names.split(",")]
+        unknown = [name for name in asked if name not in specs]
+        if unknown:
+            raise RecipeError(f"{path} has no teacher {unknown[0]!r}; it has {', '.join(specs)}")
+        specs = {name: specs[name] for name in asked}
+    corpus = book.corpus if limit is None else book.corpus.model_copy(update={"texts": limit})
+    return corpus, [resolve(spec) for spec in specs.values()]
+
+
+def _device(local_rank: int) -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda:{local_rank % torch.cuda.device_count()}"
+    return "cpu"
+
+
+def main() -> None:
+    """Entry point of `jasper-cache`."""
+    run(app)

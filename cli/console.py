@@ -1,0 +1,128 @@
+"""What the commands share: one line for an expected failure, progress bars, tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+import typer
+
+EXPECTED = (
+    ("cli.recipe", "RecipeError"),
+    ("data.corpus", "CorpusError"),
+    ("teacher_cache.format", "CacheError"),
+    ("teacher_cache.models", "ModelError"),
+    ("student.stages", "StageError"),
+    ("student.spec", "StudentError"),
+)
+"""Failures that are the input's and not the program's: module and name, imported by no one here."""
+
+
+def run(app: typer.Typer) -> NoReturn:
+    """Run a command line. Expected failures print as one line and exit 2; bugs keep a traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        print_error("interrupted; what was finished stays, the same command goes on from there")
+        sys.exit(130)
+    except Exception as error:
+        if not _is_expected(error):
+            raise
+        print_error(str(error))
+        sys.exit(2)
+    sys.exit(0)
+
+
+def print_error(message: str) -> None:
+    """One line on standard error, whatever the message held."""
+    line = " ".join(message.split())
+    typer.echo(typer.style("error: ", fg=typer.colors.RED, bold=True) + line, err=True)
+
+
+def _is_expected(error: Exception) -> bool:
+    # A class whose module was never imported cannot have been raised.
+    kinds = [getattr(sys.modules.get(module), name, None) for module, name in EXPECTED]
+    return isinstance(error, tuple(kind for kind in kinds if kind is not None))
+
+
+@contextmanager
+def phase(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar with count, rate and time left; the value is told each advance."""
+    with bar(what, total) as update:
+        yield lambda amount: update(amount, "")
+
+
+@contextmanager
+def bar(what: str, total: int | None, unit: str = "texts") -> Iterator[Callable[[int, str], None]]:
+    """A progress bar whose value is told each advance and a note to show beside it."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    class Rate(TextColumn):
+        def __init__(self) -> None:
+            super().__init__("")
+
+        def render(self, task: Task):  # type: ignore[no-untyped-def]  # rich's own Text
+            from rich.text import Text
+
+            speed = task.finished_speed or task.speed
+            return Text("" if not speed else f"{speed:,.1f} {unit}/s", style="cyan")
+
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, speed_estimate_period=20) as progress:
+        task = progress.add_task(what, total=total, note="")
+
+        def update(amount: int, note: str) -> None:
+            progress.update(task, advance=amount, note=note)
+
+        yield update
+        if total is None:
+            done = progress.tasks[0].completed
+            progress.update(task, total=done, completed=done)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output: first column to the left, the others to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(table)
+
+
+def size(count: float) -> str:
+    """Bytes, as people write them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,124 @@
+"""`jasper-student`: measure a trained student and hand it on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.console import phase, print_table, run
+
+if TYPE_CHECKING:
+    from student.model import Student
+
+app = typer.Typer(
+    help="What a trained student keeps of its teachers, and how it leaves.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+RunArgument = Annotated[
+    Path, typer.Argument(help="A run (its last stage) or one stage of it.", show_default=False)
+]
+
+
+@app.command()
+def evaluate(
+    trained: RunArgument,
+    cache: Annotated[
+        Path | None, typer.Option(help="The cache (default: the one it was trained from).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
+) -> None:
+    """Measure every head against every teacher on the cache's held-out rows.
+
+    cosine: mean cosine with the teacher's vector (only where the widths agree). order: Spearman's
+    correlation of all pairwise similarities. neighbours: share of each text's ten nearest
+    teacher neighbours that the student keeps. `init` is the untrained student's pooled state.
+
+    Example: jasper-student evaluate runs/a
+    """
+    from cli.recipe import RecipeError
+    from student.run import last_stage, read_record
+    from teacher_cache.reader import CacheReader
+
+    folder = last_stage(trained)
+    record = read_record(folder)
+    reader = CacheReader(cache or record["cache_path"])
+    if reader.identity != record["cache"]:
+        raise RecipeError(
+            f"{folder} was trained from the cache {record['cache']}, {reader.path} is "
+            f"{reader.identity}; give the one it was trained from as --cache"
+        )
+    if len(reader.held_out_rows) < 3:
+        raise RecipeError(f"{reader.path} has no held-out rows: set corpus.held_out in its recipe")
+    from student.evaluate import evaluate as measure
+    from student.model import create, load
+
+    student = load(folder / "model")
+    untrained = create(
+        student.spec, Path(record["init_path"]), student.head_widths["fc1"], record["seed"]
+    )
+    total = 2 * len(reader.held_out_rows)
+    with phase("encoding held-out texts", total) as advance:
+        result = measure(student, untrained, reader, record["teachers"], advance=advance)
+    result = {"stage": record["number"], "cache": record["cache"], **result}
+    path = folder / "evaluation.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+        return
+    print_table(
+        f"Stage {record['number']} on {result['rows']:,} held-out texts",
+        ("vector", "width", "teacher", "cosine", "order", "neighbours@10"),
+        [
+            (
+                name,
+                str(result["widths"][name]),
+                teacher,
+                "-" if figures["cosine"] is None else f"{figures['cosine']:.4f}",
+                f"{figures['order']:.4f}",
+                f"{figures['neighbours']:.4f}",
+            )
+            for name, teachers in result["retention"].items()
+            for teacher, figures in teachers.items()
+        ],
+    )
+    typer.echo(f"the same as JSON: {path}")
+
+
+@app.command()
+def export(
+    trained: RunArgument,
+    out: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
+    head: Annotated[
+        str, typer.Option(help="fc1, fc2 …, or pooled: the body without a head.")
+    ] = "fc1",
+) -> None:
+    """Write a sentence-transformers folder that loads without any code of this project.
+
+    Example: jasper-student export runs/a out/ --head fc2
+    """
+    from student.run import last_stage, read_record
+
+    folder = last_stage(trained)
+    record = read_record(folder)
+    from student.export import export as write
+    from student.model import load
+
+    student: Student = load(folder / "model")
+    write(student, out, head=head, record=record)
+    typer.echo(
+        f"{out}: stage {record['number']}, {head}. Load it with:\n\n"
+        "    from sentence_transformers import SentenceTransformer\n"
+        f'    model = SentenceTransformer("{out}")\n'
+        '    vectors = model.encode(["a text", "another"])\n'
+    )
+
+
+def main() -> None:
+    """Entry point of `jasper-student`."""
+    run(app)

@@ -1,0 +1,171 @@
+"""`jasper-train`: train a stage of a student from a finished cache, with no teacher in memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.console import bar, print_table, run, size
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.command()
+def train(
+    stage: Annotated[int, typer.Option(help="Which stage of the table.", show_default=False)],
+    cache: Annotated[Path, typer.Option(help="A finished cache.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe with [student] and [stages]; the paper's without.")
+    ] = None,
+    teachers: Annotated[
+        str | None, typer.Option(help="Learn from some of the cache's teachers, e.g. stella.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Change loss weights: relative=0,similarity=100,margin=0.02.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the stage.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Largest learning rate.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=3, help="Texts in a global batch.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of order and new heads.")] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(help="Start from RUN/stage-N, or `fresh`; else from the stage before."),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="auto (bf16 on GPUs that have it), fp32 or bf16.")
+    ] = "auto",
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away what this stage has done so far.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")
+    ] = False,
+) -> None:
+    """Train one stage of a student.
+
+    Stage 1 trains FC1 alone, stage 2 also the last three layers, stage 3 everything on the text
+    side with the reduced heads. A stage starts from the one before it in the same run; one that
+    was interrupted goes on from its last checkpoint; one that is done is left alone.
+
+    Example: jasper-train --stage 1 --cache cache/ --out runs/a --recipe recipes/demo.toml
+    """
+    from cli.recipe import RecipeError, load
+    from student.run import StageRun
+    from student.stages import check, with_weights
+    from teacher_cache.reader import CacheReader
+
+    if precision not in ("auto", "fp32", "bf16"):
+        raise RecipeError(f"--precision is auto, fp32 or bf16, found {precision!r}")
+    book, base = load(recipe)
+    changes = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    spec = book.model_copy(
+        update={"stages": {**book.stages, stage: {**book.stages.get(stage, {}), **changes}}}
+    ).stage(stage)
+    if weights is not None:
+        spec = with_weights(spec, _weights(weights))
+    reader = CacheReader(cache)
+    names = tuple(block.teacher for block in reader.blocks(_names(teachers)))
+    target_width = reader.width(names)
+    widths = {"fc1": target_width, **book.student.reduced_heads}
+    check(spec, widths, target_width, len(reader.train_rows))
+    stage_run = StageRun(
+        out=out,
+        stage=stage,
+        spec=spec,
+        student=book.student,
+        identity=reader.identity,
+        teachers=names,
+        seed=book.seed if seed is None else seed,
+        init_from=init_from,
+    )
+    from student.run import FRESH, start_of
+    from teacher_cache.models import locate
+
+    init, _ = locate(book.student.init, book.student.revision, what="the student's init", base=base)
+    if dry_run:
+        _print_plan(stage_run, reader, init)
+        return
+    if restart:
+        shutil.rmtree(stage_run.folder, ignore_errors=True)
+    if init_from != FRESH:
+        start_of(stage_run)  # refuse before torch is loaded
+    from student.train import Settings
+    from student.train import train as train_stage
+
+    _quiet()
+    with bar(f"stage {stage}", spec.steps, "steps") as update:
+        seen = 0
+
+        def on_step(done: int, metrics: dict[str, float]) -> None:
+            nonlocal seen
+            update(done - seen, f"loss {metrics['loss']:.4f}")
+            seen = done
+
+        trained = train_stage(
+            stage_run,
+            reader,
+            init,
+            settings=Settings(precision=precision, save_every=save_every, cpu=cpu),  # type: ignore[arg-type]
+            on_step=on_step,
+        )
+        if not trained:
+            update(spec.steps, "done before")
+    typer.echo(f"{stage_run.model}: {spec.purpose}{'' if trained else ' (done before)'}")
+
+
+def _names(teachers: str | None) -> list[str] | None:
+    return None if teachers is None else [name.strip() for name in teachers.split(",")]
+
+
+def _weights(text: str) -> dict[str, float]:
+    from cli.recipe import RecipeError
+
+    try:
+        pairs = (item.split("=") for item in text.split(","))
+        return {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        raise RecipeError(f"--weights is like relative=0,similarity=100, found {text!r}") from None
+
+
+def _quiet() -> None:
+    """Keep transformers' reports out of the progress bar."""
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _print_plan(stage_run: Any, reader: Any, init: Path) -> None:
+    from student.plan import plan
+
+    _quiet()
+    facts = plan(stage_run, reader, init)
+    typer.echo(json.dumps(facts["stage"], indent=1))
+    print_table(
+        f"Stage {stage_run.stage}: what would be trained",
+        ("what", "how much"),
+        [
+            ("starts from", facts["start"]),
+            ("parameters", f"{facts['parameters']:,}"),
+            ("of these trained", f"{facts['trained']:,}"),
+            ("rows to train on", f"{facts['rows']:,}"),
+            ("steps x global batch", f"{stage_run.spec.steps:,} x {stage_run.spec.batch_size}"),
+            ("epochs", f"{facts['epochs']:.2f}"),
+            ("target width", f"{facts['target_width']:,}"),
+            ("weights, gradients, optimizer", size(facts["state_bytes"])),
+            ("activations of a batch, about", size(facts["activation_bytes"])),
+        ],
+    )
+
+
+def main() -> None:
+    """Entry point of `jasper-train`."""
+    run(app)

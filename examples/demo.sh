@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# The whole path, each command printed before it runs. A second run reuses what is there.
+set -euo pipefail
+
+BIN=${BIN:-.venv/bin}
+OUT=${OUT:-.demo}
+RECIPE=recipes/demo.toml
+export HF_HUB_OFFLINE=1 # nothing of the demo is fetched
+
+show() {
+    printf '\n\033[1m$ %s\033[0m\n' "$*"
+    "$BIN/$1" "${@:2}"
+}
+
+show jasper-cache build --recipe $RECIPE --out "$OUT/cache"
+for stage in 1 2 3; do
+    show jasper-train --stage $stage --cache "$OUT/cache" --out "$OUT/run" --recipe $RECIPE
+done
+show jasper-student evaluate "$OUT/run"
+if [ -e "$OUT/model/modules.json" ]; then
+    printf '\n%s: exported before\n' "$OUT/model"
+else
+    show jasper-student export "$OUT/run" "$OUT/model" --head fc1
+fi
+cat <<END
+
+The student is $OUT/model. Three lines load it, in any environment that has sentence-transformers:
+
+    from sentence_transformers import SentenceTransformer
+    model = SentenceTransformer("$OUT/model")
+    print(model.encode("a text").shape)
+END

@@ -1,0 +1,112 @@
+"""A trained student as a sentence-transformers folder, which loads with no code of ours."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from student.checkpoint import replace_folder
+from student.evaluate import POOLED
+from student.model import Student
+from student.spec import StudentError
+
+
+def export(student: Student, out: Path, *, head: str, record: Mapping[str, Any]) -> None:
+    """Write transformer, mean pooling, the head as a Dense layer, and normalisation.
+
+    `head` is a head's name, or `pooled` for the body alone. `record` is the stage's `run.json`,
+    from which the card says whose vectors it was trained on.
+
+    Raises:
+        StudentError: no such head, or `out` exists and is not an empty folder.
+    """
+    if head != POOLED and head not in student.heads:
+        raise StudentError(
+            f"the student has no head {head!r}; it has {', '.join(student.heads)} and {POOLED}"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StudentError(f"{out} is not an empty folder; give another one to export to")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        text, folder = Path(scratch, "text"), Path(scratch, "export")
+        student.text.save_pretrained(text)  # type: ignore[operator]
+        student.tokenizer.save(text)
+        model = _modules(student, text, head)
+        model.save_pretrained(str(folder), create_model_card=False)
+        # As it is in the student, whatever the library made of it.
+        student.tokenizer.save(folder)
+        (folder / "README.md").write_text(_card(student, head, record), encoding="utf-8")
+        replace_folder(folder, out)
+
+
+def _modules(student: Student, text: Path, head: str) -> Any:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import (
+        Dense,
+        Normalize,
+        Pooling,
+        Transformer,
+    )
+
+    hidden: int = student.text.config.hidden_size  # type: ignore[union-attr, assignment]
+    modules: list[Any] = [
+        Transformer(str(text), max_seq_length=student.spec.max_tokens),
+        Pooling(hidden, pooling_mode="mean"),
+    ]
+    if head != POOLED:
+        linear: Any = student.heads[head]
+        modules.append(
+            Dense(
+                hidden,
+                linear.out_features,
+                activation_function=torch.nn.Identity(),
+                init_weight=linear.weight.detach().cpu(),
+                init_bias=linear.bias.detach().cpu(),
+            )
+        )
+        modules.append(Normalize())
+    prompt = student.spec.prompt
+    return SentenceTransformer(
+        modules=modules,
+        device="cpu",
+        prompts={"default": prompt} if prompt else None,
+        default_prompt_name="default" if prompt else None,
+    )
+
+
+def _card(student: Student, head: str, record: Mapping[str, Any]) -> str:
+    width = student.head_widths.get(head, student.text.config.hidden_size)  # type: ignore[union-attr]
+    teachers = "\n".join(
+        f"| {block['teacher']} | {block['repository']} | {block['width']} | {block['licence']} |"
+        for block in record["blocks"]
+    )
+    normalised = "raw" if head == POOLED else "unit-length"
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, feature-extraction, distillation]
+---
+
+# A distilled embedding model
+
+Gives {normalised} vectors {width} wide (`{head}`), from at most {student.spec.max_tokens} tokens.
+It started from `{student.spec.init}` and was distilled, in stages up to {record["number"]}, from a
+cache (`{record["cache"]}`) of the vectors of:
+
+| teacher | repository | width | licence |
+|---|---|---|---|
+{teachers}
+
+The licences of the teachers and of the initialisation may bind what this model is used for.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+vectors = model.encode(["a text", "another"])
+```
+"""

@@ -1,0 +1,78 @@
+"""A student's tokenizer: `tokenizer.json` read directly, never rebuilt, never remote code.
+
+`AutoTokenizer` of transformers 5 ignores `add_eos_token` for some families, so that every text
+silently loses its EOS; what is read here is what the file says, with that flag honoured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from student.spec import StudentError
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+
+
+class TextTokenizer:
+    """Texts → token ids, special tokens included, cut at `max_tokens`. Never pads.
+
+    Raises:
+        StudentError: the folder has no tokenizer.json.
+    """
+
+    def __init__(self, folder: Path, max_tokens: int) -> None:
+        path = folder / TOKENIZER_FILE
+        if not path.is_file():
+            raise StudentError(f"{folder} has no {TOKENIZER_FILE}: expected a fast tokenizer")
+        self.tokenizer = Tokenizer.from_file(str(path))
+        self.tokenizer.no_padding()
+        self.max_tokens = max_tokens
+        config = folder / CONFIG_FILE
+        self.config: dict[str, Any] = json.loads(config.read_text()) if config.is_file() else {}
+        if self.config.get("add_eos_token"):
+            self._append_eos()
+        self.tokenizer.enable_truncation(max_tokens)
+        self.pad_id = self._id_of("pad_token") or 0
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text."""
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer so that any loader reads it as it is."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.no_truncation()
+        self.tokenizer.save(str(folder / TOKENIZER_FILE))
+        self.tokenizer.enable_truncation(self.max_tokens)
+        # The generic class takes tokenizer.json at its word; a family's own class may rebuild it.
+        config = {
+            **self.config,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": self.max_tokens,
+        }
+        for name in ("auto_map", "add_eos_token", "add_bos_token"):
+            config.pop(name, None)
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+    def _id_of(self, role: str) -> int | None:
+        token = self.config.get(role)
+        content = token.get("content") if isinstance(token, dict) else token
+        return None if content is None else self.tokenizer.token_to_id(content)
+
+    def _append_eos(self) -> None:
+        eos = self._id_of("eos_token")
+        if eos is None:
+            raise StudentError("the tokenizer asks for an EOS after each text but has none")
+        if self.tokenizer.encode("a").ids[-1:] != [eos]:
+            token = self.tokenizer.id_to_token(eos)
+            self.tokenizer.post_processor = TemplateProcessing(
+                single=f"$A {token}", special_tokens=[(token, eos)]
+            )

@@ -1,0 +1,177 @@
+"""From tokenised texts to vectors in their order: sort by length, batch by token budget.
+
+Sorted, a batch holds texts of nearly one length, so that padding costs about 1 % where random
+batches of 32 cost 79 %; a budget of padded tokens keeps the memory of every batch the same.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teacher_cache.encoders.protocol import Encoded, IntArray
+from teacher_cache.teachers import TeacherError
+
+Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(token ids [B, L], attention mask [B, L], first pooled position [B]) → vectors [B, width]."""
+
+DEFAULT_TOKEN_BUDGET = {"cuda": 32_768, "cpu": 16_384}
+"""Padded tokens in a batch: with fewer a device idles, with more the memory is for nothing."""
+
+_IN_FLIGHT = 2
+"""Batches that may run ahead of their vectors: one computing, one queued behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """Token ids of each text, special tokens included, never padded.
+
+    `pooled_from` [n] is the first position that enters the pooling: what lies before it (an
+    instruction) is attended only.
+    """
+
+    ids: Sequence[IntArray]
+    pooled_from: IntArray
+
+    @property
+    def lengths(self) -> IntArray:
+        """Tokens of each text."""
+        return np.fromiter((len(row) for row in self.ids), np.int32, len(self.ids))
+
+
+def plan_batches(lengths: NDArray[np.integer], token_budget: int) -> list[NDArray[np.intp]]:
+    """Split texts into batches of similar length, longest first.
+
+    A batch holds as many texts as fit `token_budget` when padded to its longest, and at least
+    one. Longest first: what does not fit the memory shows in the first batch, not after an hour.
+    """
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        longest = max(int(lengths[order[start]]), 1)
+        stop = start + max(1, token_budget // longest)
+        batches.append(order[start:stop])
+        start = stop
+    return batches
+
+
+def padding_waste(lengths: NDArray[np.integer], batches: Sequence[NDArray[np.intp]]) -> float:
+    """Padded tokens over real tokens: 1.0 wastes nothing."""
+    padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+    return padded / max(int(lengths.sum()), 1)
+
+
+def encode_batches(
+    tokenized: Tokenized,
+    forward: Forward,
+    width: int,
+    *,
+    pad_id: int,
+    pad_left: bool = False,
+    device: torch.device,
+    token_budget: int,
+    on_done: Callable[[int], None],
+) -> Encoded:
+    """Run `forward` over length-sorted batches; vectors return in the order of the texts.
+
+    On a GPU the host runs ahead: it hands over the next batches while one is computed, and waits
+    for vectors only when `_IN_FLIGHT` batches are on their way. `on_done` is told of a batch when
+    its vectors have arrived.
+
+    A batch that runs out of memory is replanned, with all that remains, at half its size.
+
+    Raises:
+        TeacherError: a single text does not fit the memory.
+    """
+    lengths = tokenized.lengths
+    vectors = np.empty((len(lengths), width), np.float32)
+    waiting = plan_batches(lengths, token_budget)[::-1]
+    in_flight: deque[_Flight] = deque()
+
+    def land(limit: int) -> None:
+        while len(in_flight) > limit:
+            flight = in_flight.popleft()
+            vectors[flight.batch] = flight.arrived()
+            on_done(len(flight.batch))
+
+    while waiting:
+        batch = waiting.pop()
+        try:
+            with torch.inference_mode():
+                inputs = _to_device(_pad(tokenized, batch, pad_id, pad_left), device)
+                in_flight.append(_Flight.of(batch, forward(*inputs)))
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if len(batch) == 1:
+                raise TeacherError(
+                    f"one text of {lengths[batch[0]]} tokens does not fit the memory of {device}; "
+                    "lower max_tokens or use another dtype"
+                ) from error
+            fits = False
+        else:
+            fits = True
+        # Outside of the handler: while it runs, the traceback holds the batch's activations.
+        if fits:
+            land(_IN_FLIGHT)
+            continue
+        land(0)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        longest = int(lengths[batch].max())
+        token_budget = max(longest * len(batch) // 2, longest)
+        rest = np.concatenate([batch, *waiting[::-1]])
+        waiting = [rest[part] for part in plan_batches(lengths[rest], token_budget)][::-1]
+    land(0)
+    return Encoded(vectors, lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A batch whose vectors are on their way to the host."""
+
+    batch: NDArray[np.intp]
+    vectors: torch.Tensor
+    copied: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, batch: NDArray[np.intp], output: torch.Tensor) -> _Flight:
+        """Start the copy; on a GPU it runs behind the computation, into pinned memory."""
+        output = output.float()
+        if output.device.type != "cuda":
+            return cls(batch, output.cpu(), None)
+        pinned = torch.empty(output.shape, dtype=torch.float32, pin_memory=True)
+        pinned.copy_(output, non_blocking=True)
+        return cls(batch, pinned, torch.cuda.current_stream(output.device).record_event())
+
+    def arrived(self) -> NDArray[np.float32]:
+        """The vectors, when they have arrived."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.vectors.numpy()
+
+
+def _to_device(tensors: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, ...]:
+    if device.type != "cuda":
+        return tuple(tensor.to(device) for tensor in tensors)
+    return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
+
+
+def _pad(
+    tokenized: Tokenized, batch: NDArray[np.intp], pad_id: int, pad_left: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows = [tokenized.ids[i] for i in batch]
+    longest = max(1, max(len(row) for row in rows))
+    ids = np.full((len(rows), longest), pad_id, np.int64)
+    mask = np.zeros((len(rows), longest), np.int64)
+    pooled_from = tokenized.pooled_from[batch].astype(np.int64)
+    for i, row in enumerate(rows):
+        start = longest - len(row) if pad_left else 0
+        ids[i, start : start + len(row)] = row
+        mask[i, start : start + len(row)] = 1
+        pooled_from[i] += start
+    return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(pooled_from)

@@ -1,0 +1,115 @@
+"""From a row of the table to a folder on disk, and from there to a loaded encoder.
+
+Each encoder module offers two functions: `files(folder, teacher)`, which names every file it will
+read and refuses, before any weight is loaded, a folder that is not what it expects; and
+`load(folder, teacher, device=…, token_budget=…)`, which gives the `Encoder` (a budget of None is
+the device's default). A teacher without published weights adds `fit` and `is_fitted`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from teacher_cache import models
+from teacher_cache.encoders.protocol import Encoder
+from teacher_cache.format import Block
+from teacher_cache.teachers import EncoderKind, Teacher, TeacherError
+
+MODULES: Mapping[EncoderKind, str] = {
+    "sentence-transformers": "teacher_cache.encoders.sentence_transformer",
+    "tfidf-svd": "teacher_cache.encoders.tfidf_svd",
+    "stella": "teacher_cache.encoders.stella",
+    "nv-embed": "teacher_cache.encoders.nv_embed",
+}
+
+
+def locate(teacher: Teacher, base: Path = Path()) -> tuple[Path, str | None]:
+    """The folder of a teacher's files, and the hub commit where it came from a hub.
+
+    Raises:
+        ModelError: the row has no repository, or nothing lies there.
+    """
+    what = f"teacher {teacher.name!r}"
+    if teacher.repository is None:
+        raise TeacherError(f"{what} needs a `path`: the folder of its model")
+    return models.locate(teacher.repository, teacher.revision, what=what, base=base)
+
+
+def inspect_files(teacher: Teacher, folder: Path) -> list[Path]:
+    """Every file this teacher will be read from; the early check of its folder.
+
+    Raises:
+        TeacherError: the folder is not what the encoder expects.
+    """
+    files: list[Path] = _module(teacher).files(folder, teacher)
+    return files
+
+
+def fit(teacher: Teacher, folder: Path, texts: Iterable[str]) -> None:
+    """Fit a teacher that has no weights of its own on sample texts, and keep it in `folder`.
+
+    Does nothing where it was fitted before: a fitted teacher never changes.
+    """
+    if not is_fitted(teacher, folder):
+        _module(teacher).fit(folder, teacher, texts)
+
+
+def is_fitted(teacher: Teacher, folder: Path) -> bool:
+    """Whether a fitted teacher lies whole in `folder`."""
+    whole: bool = _module(teacher).is_fitted(folder)
+    return whole
+
+
+def load_encoder(
+    teacher: Teacher, folder: Path, *, device: str, token_budget: int | None
+) -> Encoder:
+    """Load a teacher's weights onto a device, ready to encode.
+
+    Raises:
+        TeacherError: the folder is not what the encoder expects, or widths do not match.
+    """
+    encoder: Encoder = _module(teacher).load(
+        folder, teacher, device=device, token_budget=token_budget
+    )
+    if teacher.width is not None and encoder.width != teacher.width:
+        raise TeacherError(
+            f"teacher {teacher.name!r} should give vectors {teacher.width} wide, "
+            f"the model in {folder} gives {encoder.width}"
+        )
+    return encoder
+
+
+def declared(teacher: Teacher, fingerprint: str) -> dict[str, Any]:
+    """What is known of a block before its teacher is loaded, by the block's field names."""
+    facts: dict[str, Any] = {
+        "encoder": teacher.encoder,
+        "fingerprint": fingerprint,
+        "prompts": dict(teacher.prompts),
+        "max_tokens": teacher.max_tokens,
+        "dtype": teacher.dtype,
+    }
+    if teacher.width is not None:
+        facts["width"] = teacher.width
+    return facts
+
+
+def block_of(
+    teacher: Teacher, encoder: Encoder, *, offset: int, revision: str | None, fingerprint: str
+) -> Block:
+    """The manifest's account of a loaded teacher."""
+    return Block(
+        teacher=teacher.name,
+        offset=offset,
+        repository=teacher.repository or f"fitted:{teacher.encoder}",
+        revision=revision,
+        pooling=encoder.pooling,
+        licence=teacher.licence,
+        **{**declared(teacher, fingerprint), "width": encoder.width},
+    )
+
+
+def _module(teacher: Teacher) -> Any:
+    return importlib.import_module(MODULES[teacher.encoder])

@@ -1,0 +1,106 @@
+"""The layer under every write: a file appears whole, checksummed and durable, or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import RawIOBase
+from itertools import count
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+_SERIAL = count()
+_TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<pid>\d+)-\d+\.tmp$")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a committed file weighs: its bytes and the XXH3-128 of its contents, in hexadecimal."""
+
+    bytes: int
+    checksum: str
+
+
+class _Hashing(RawIOBase):
+    """A write-only stream that digests what passes through."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.bytes = 0
+        self.digest = xxhash.xxh3_128()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        size = memoryview(data).nbytes
+        self.stream.write(data)
+        self.bytes += size
+        return size
+
+
+def commit_file(path: Path, write: Callable[[BinaryIO], None]) -> Written:
+    """Write a file so that a crash at any moment leaves the old one or the new one.
+
+    `write` fills a temporary file beside `path`; it is synced, renamed over `path`, and the
+    folder is synced. On any failure the temporary file is removed and `path` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{_host()}-{os.getpid()}-{next(_SERIAL)}.tmp"
+    try:
+        with temporary.open("wb") as stream:
+            hashing = _Hashing(stream)
+            write(hashing)  # type: ignore[arg-type]  # a raw stream has all that writers ask for
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+    return Written(hashing.bytes, hashing.digest.hexdigest())
+
+
+def commit_bytes(path: Path, data: bytes) -> Written:
+    """`commit_file` for what is already in memory."""
+
+    def write(stream: BinaryIO) -> None:
+        stream.write(data)
+
+    return commit_file(path, write)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of builders of this host that no longer live."""
+    for path in folder.glob(".*.tmp"):
+        match = _TEMPORARY.match(path.name)
+        if match and match["host"] == _host() and not _alive(int(match["pid"])):
+            path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,242 @@
+"""The contract between who writes a cache and who reads it: names, schema, records, identity.
+
+The specification in prose is `docs/cache-format.md`. This module knows no I/O beyond reading and
+parsing small JSON files, and imports numpy, pyarrow and xxhash alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import xxhash
+
+FORMAT_VERSION = 1
+"""Raised whenever a cache written before can no longer be read, or would be read differently."""
+
+ROWS_PER_SHARD = 8192
+"""The unit of work, of crash and of resume: 201 MB of vectors at 12,288 wide."""
+
+ID_BYTES = 16
+VECTOR_DTYPE = "float16"
+
+PLAN_FILE = "plan.json"
+BUILD_FILE = "build.json"
+MANIFEST_FILE = "manifest.json"
+PLAN_FOLDER = "plan"
+SHARD_FOLDER = "shards"
+TEACHER_FOLDER = "teachers"
+
+
+class CacheError(Exception):
+    """An expected failure of a cache: one line that says what, where, and what to do next."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What every JSON record of a cache can do: to and from plain data, checked by field name."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
+        """Read a record; `where` names the file in the error when a field is missing or unknown."""
+        known = {field.name for field in fields(cls)}
+        if not isinstance(data, Mapping) or set(data) != known:
+            found = sorted(data) if isinstance(data, Mapping) else type(data).__name__
+            raise CacheError(f"{where}: expected the fields {sorted(known)}, found {found}")
+        return cls(**data)
+
+    def with_records(self, where: str, **kinds: type[Record]) -> Self:
+        """The same record with the lists named in `kinds` parsed into records of that kind."""
+        lists = {
+            name: tuple(kind.from_json(item, f"{where}: {name}") for item in getattr(self, name))
+            for name, kind in kinds.items()
+        }
+        return replace(self, **lists)
+
+
+@dataclass(frozen=True)
+class Block(Record):
+    """One teacher's slice of the vector, and everything that decides its numbers.
+
+    `prompts` maps a corpus source to the text put before each of its texts; the key `default`
+    stands for every other source. `fingerprint` digests the files that were read (weights,
+    configuration, tokenizer); `revision` is the hub commit where there is one.
+    """
+
+    teacher: str
+    offset: int
+    width: int
+    encoder: str
+    repository: str
+    revision: str | None
+    fingerprint: str
+    prompts: Mapping[str, str]
+    max_tokens: int | None
+    pooling: str
+    dtype: str
+    licence: str
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides the numbers: not where the files came from, but what was in them."""
+        facts = self.to_json()
+        for name in ("repository", "revision", "licence"):
+            del facts[name]
+        return facts
+
+    @property
+    def columns(self) -> slice:
+        """The columns of the concatenated vector that belong to this teacher."""
+        return slice(self.offset, self.offset + self.width)
+
+
+@dataclass(frozen=True)
+class FileRecord(Record):
+    """A committed file of rows: its row count, size in bytes, checksum and digest of its ids."""
+
+    rows: int
+    bytes: int
+    checksum: str
+    ids_digest: str
+
+
+@dataclass(frozen=True)
+class Plan(Record):
+    """Which texts, in which order. Held-out texts come last.
+
+    `corpus` is the specification as the recipe gave it, `counts` what reading it found, per
+    source. `shards` describes the plan's own files, one for each shard to be encoded.
+    """
+
+    format_version: int
+    rows: int
+    held_out_rows: int
+    rows_per_shard: int
+    ids_digest: str
+    corpus: Mapping[str, Any]
+    counts: Mapping[str, Any]
+    shards: tuple[FileRecord, ...]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
+        """Read a plan; the shards become records."""
+        return super().from_json(data, where).with_records(where, shards=FileRecord)
+
+
+@dataclass(frozen=True)
+class Manifest(Record):
+    """What a finished cache holds. Its presence is what makes a cache finished."""
+
+    format_version: int
+    identity: str
+    rows: int
+    held_out_rows: int
+    rows_per_shard: int
+    width: int
+    dtype: str
+    ids_digest: str
+    blocks: tuple[Block, ...]
+    corpus: Mapping[str, Any]
+    counts: Mapping[str, Any]
+    shards: tuple[FileRecord, ...]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
+        """Read a manifest; blocks and shards become records. Refuses another format version."""
+        version = data.get("format_version") if isinstance(data, Mapping) else None
+        if version != FORMAT_VERSION:
+            raise CacheError(
+                f"{where}: the cache has format version {version!r}, this program reads "
+                f"{FORMAT_VERSION}; build it again or use the release that wrote it"
+            )
+        manifest = super().from_json(data, where)
+        return manifest.with_records(where, blocks=Block, shards=FileRecord)
+
+
+def shard_schema(width: int, teachers: int, metadata: Mapping[str, str]) -> pa.Schema:
+    """The columns of a shard.
+
+    `embedding` is the normalised concatenation, one contiguous float16 run per shard; `norms` and
+    `tokens` hold, for each block, the raw L2 norm before normalisation and the number of tokens
+    the teacher saw.
+    """
+    return pa.schema(
+        [
+            pa.field("id", pa.binary(ID_BYTES), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("tokens", pa.list_(pa.int32(), teachers), nullable=False),
+            pa.field("norms", pa.list_(pa.float32(), teachers), nullable=False),
+            pa.field("embedding", pa.list_(pa.float16(), width), nullable=False),
+        ],
+        metadata=dict(metadata),
+    )
+
+
+PLAN_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.binary(ID_BYTES), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+    ]
+)
+
+
+def shard_path(cache: Path, index: int) -> Path:
+    """Where shard `index` lies. Names are computed, never read from a cache."""
+    return cache / SHARD_FOLDER / f"{index:05d}.arrow"
+
+
+def record_path(cache: Path, index: int) -> Path:
+    """The commit record of shard `index`: the shard exists when this file does."""
+    return cache / SHARD_FOLDER / f"{index:05d}.json"
+
+
+def plan_path(cache: Path, index: int) -> Path:
+    """The texts of shard `index`, as planned."""
+    return cache / PLAN_FOLDER / f"{index:05d}.arrow"
+
+
+def checksum(data: bytes | memoryview) -> str:
+    """The digest used everywhere here: XXH3-128, in hexadecimal. Finds damage, not malice."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def canonical_json(data: Any) -> str:
+    """One spelling for equal data: sorted keys, no spaces. What identities are digests of."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def identity_of(ids_digest: str, rows_per_shard: int, blocks: Sequence[Block]) -> str:
+    """The identity of a cache: these texts, in this order, under these teachers.
+
+    Two caches with the same identity hold the same rows; a build or a training run that finds
+    another identity than it started with is refused.
+    """
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "ids": ids_digest,
+        "rows_per_shard": rows_per_shard,
+        "blocks": [block.decisive() for block in blocks],
+    }
+    return checksum(canonical_json(facts).encode())
+
+
+def read_json(path: Path) -> Any:
+    """Parse a small JSON file of a cache.
+
+    Raises:
+        CacheError: the file is not JSON.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CacheError(f"{path}: not valid JSON ({error})") from None

@@ -1,0 +1,221 @@
+"""Memory-mapped rows of a finished cache: what a trainer sees of the teachers.
+
+Opening reads the manifest and the sizes of the files; vectors are read when they are asked for.
+No torch, and nothing else of ours but the format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+
+from teacher_cache.format import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    Block,
+    CacheError,
+    Manifest,
+    identity_of,
+    read_json,
+    shard_path,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    batch: pa.RecordBatch
+    vectors: NDArray[np.float16]
+
+
+class CacheReader:
+    """A finished cache, opened for reading.
+
+    Rows are numbered from 0; held-out rows are the last `manifest.held_out_rows`. `len(reader)`
+    counts them all. Rows may be asked for in any order, and more than once. `check_sizes` looks
+    at the size of every shard before the first read.
+
+    Raises:
+        CacheError: the folder holds no finished cache, or its files are not what it says.
+    """
+
+    def __init__(self, path: str | Path, *, check_sizes: bool = True) -> None:
+        self.path = Path(path)
+        self.manifest = _read_manifest(self.path)
+        if check_sizes:
+            _check_sizes(self.path, self.manifest)
+        self._shards: dict[int, _Shard] = {}
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    @property
+    def identity(self) -> str:
+        """What a checkpoint keeps to know its cache again."""
+        return self.manifest.identity
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The names of the blocks, in their order."""
+        return tuple(block.teacher for block in self.manifest.blocks)
+
+    @property
+    def train_rows(self) -> range:
+        """The rows to train on."""
+        return range(self.manifest.rows - self.manifest.held_out_rows)
+
+    @property
+    def held_out_rows(self) -> range:
+        """The rows never trained on."""
+        return range(self.manifest.rows - self.manifest.held_out_rows, self.manifest.rows)
+
+    def blocks(self, teachers: Sequence[str] | None = None) -> tuple[Block, ...]:
+        """The blocks of the named teachers, in the order asked; all of them for None.
+
+        Raises:
+            CacheError: a name is not in the cache, or is given twice.
+        """
+        if teachers is None:
+            return self.manifest.blocks
+        by_name = {block.teacher: block for block in self.manifest.blocks}
+        unknown = [name for name in teachers if name not in by_name]
+        if unknown or not teachers or len(set(teachers)) != len(teachers):
+            raise CacheError(
+                f"{self.path} holds the teachers {', '.join(by_name)}; "
+                f"expected some of them, each once, found {', '.join(teachers) or 'none'}"
+            )
+        return tuple(by_name[name] for name in teachers)
+
+    def width(self, teachers: Sequence[str] | None = None) -> int:
+        """The width of `vectors(…, teachers)`."""
+        return sum(block.width for block in self.blocks(teachers))
+
+    def vectors(
+        self, rows: ArrayLike | Iterable[int], teachers: Sequence[str] | None = None
+    ) -> NDArray[np.float16]:
+        """Unit rows [n, width] in float16: the normalised concatenation of the teachers' blocks.
+
+        For some of the teachers, their blocks are cut out, concatenated in the order asked and
+        normalised again (in float32).
+
+        Raises:
+            IndexError: a row is outside the cache.
+            CacheError: an unknown teacher, or a damaged shard.
+        """
+        blocks = self.blocks(teachers)
+        index = self._rows(rows)
+        if blocks == self.manifest.blocks:
+            full = np.empty((len(index), self.manifest.width), np.float16)
+            for at, (shard, row) in enumerate(self._places(index)):
+                full[at] = shard.vectors[row]
+            return full
+        parts = np.empty((len(index), sum(block.width for block in blocks)), np.float32)
+        for at, (shard, row) in enumerate(self._places(index)):
+            np.concatenate([shard.vectors[row, b.columns] for b in blocks], out=parts[at])
+        parts /= np.linalg.norm(parts, axis=1, keepdims=True)
+        return parts.astype(np.float16)
+
+    def texts(self, rows: ArrayLike | Iterable[int]) -> list[str]:
+        """The texts of the rows."""
+        return self._column("text", rows)
+
+    def ids(self, rows: ArrayLike | Iterable[int]) -> list[str]:
+        """The ids of the rows: XXH3-128 of the text's UTF-8, in hexadecimal."""
+        return [value.hex() for value in self._column("id", rows)]
+
+    def sources(self, rows: ArrayLike | Iterable[int]) -> list[str]:
+        """The corpus sources the rows came from."""
+        return self._column("source", rows)
+
+    def shard(self, number: int) -> pa.RecordBatch:
+        """All columns of one shard, memory-mapped.
+
+        Raises:
+            CacheError: the file is missing, damaged, or belongs to another cache or place.
+        """
+        return (self._shards.get(number) or self._open(number)).batch
+
+    def _column(self, name: str, rows: ArrayLike | Iterable[int]) -> list[Any]:
+        places = self._places(self._rows(rows))
+        return [shard.batch.column(name)[row].as_py() for shard, row in places]
+
+    def _rows(self, rows: ArrayLike | Iterable[int]) -> NDArray[np.int64]:
+        index = np.asarray(rows if hasattr(rows, "__len__") else list(rows))  # type: ignore[arg-type]
+        if index.size == 0:
+            return np.empty(0, np.int64)
+        if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
+            raise IndexError(f"expected a list of row numbers, found {index.dtype} {index.shape}")
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= len(self):
+            raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, asked for {low}…{high}")
+        return index.astype(np.int64)
+
+    def _places(self, index: NDArray[np.int64]) -> Iterator[tuple[_Shard, int]]:
+        shards, rows = np.divmod(index, self.manifest.rows_per_shard)
+        for number, row in zip(shards.tolist(), rows.tolist(), strict=True):
+            shard = self._shards.get(number)
+            yield (shard if shard is not None else self._open(number)), row
+
+    def _open(self, number: int) -> _Shard:
+        path = shard_path(self.path, number)
+        try:
+            # The mapping outlives the file handle: 977 shards would exhaust the usual 1,024.
+            with pa.memory_map(str(path)) as source:
+                batch = pa.ipc.open_file(source).get_batch(0)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise CacheError(f"{path} cannot be read: {error}") from None
+        metadata = batch.schema.metadata or {}
+        expected = {b"identity": self.identity.encode(), b"shard": str(number).encode()}
+        for key, value in expected.items():
+            if metadata.get(key) != value:
+                raise CacheError(
+                    f"{path}: its {key.decode()} is {metadata.get(key)!r}, expected {value!r}: "
+                    "the file belongs elsewhere"
+                )
+        column = batch.column("embedding")
+        vectors = column.flatten().to_numpy(zero_copy_only=True)
+        shard = _Shard(batch, vectors.reshape(len(column), self.manifest.width))
+        self._shards[number] = shard
+        return shard
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST_FILE
+    if not file.exists():
+        if (path / PLAN_FILE).exists():
+            raise CacheError(
+                f"{path} is unfinished: it has a plan but no {MANIFEST_FILE}; "
+                "finish it with the jasper-cache build that began it"
+            )
+        raise CacheError(
+            f"{path} is no cache: expected a folder with {MANIFEST_FILE}; "
+            f"write one with: jasper-cache build --out {path}"
+        )
+    manifest = Manifest.from_json(read_json(file), str(file))
+    found = identity_of(manifest.ids_digest, manifest.rows_per_shard, manifest.blocks)
+    if found != manifest.identity:
+        raise CacheError(
+            f"{file}: what it describes has the identity {found}, but it claims "
+            f"{manifest.identity}: the file was changed"
+        )
+    if sum(shard.rows for shard in manifest.shards) != manifest.rows or manifest.width != sum(
+        block.width for block in manifest.blocks
+    ):
+        raise CacheError(f"{file}: its rows or widths do not add up")
+    return manifest
+
+
+def _check_sizes(path: Path, manifest: Manifest) -> None:
+    for index, record in enumerate(manifest.shards):
+        shard = shard_path(path, index)
+        size = shard.stat().st_size if shard.exists() else None
+        if size != record.bytes:
+            raise CacheError(
+                f"{shard} has {'no' if size is None else size} bytes, its record says "
+                f"{record.bytes}; see what else is wrong with: jasper-cache verify {path}"
+            )

@@ -1,0 +1,164 @@
+"""One crash-safe commit: check, write aside, sync, rename, then the record that makes it exist."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from teacher_cache.encoders.protocol import Encoded, FloatArray
+from teacher_cache.files import Written, commit_bytes, commit_file
+from teacher_cache.format import (
+    FORMAT_VERSION,
+    PLAN_SCHEMA,
+    CacheError,
+    FileRecord,
+    Record,
+    plan_path,
+    record_path,
+    shard_path,
+    shard_schema,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The texts of one shard, column by column."""
+
+    ids: Sequence[bytes]
+    texts: Sequence[str]
+    sources: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def ids_digest(self) -> str:
+        """XXH3-128 of the ids, one after the other."""
+        return xxhash.xxh3_128_hexdigest(b"".join(self.ids))
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Commit a JSON record: readable, with a stable order of keys."""
+    text = json.dumps(record.to_json(), indent=1, sort_keys=True, ensure_ascii=False)
+    commit_bytes(path, text.encode() + b"\n")
+
+
+def write_plan_file(cache: Path, index: int, texts: Texts) -> FileRecord:
+    """Commit the texts of one shard, compressed: the source a damaged shard is rebuilt from."""
+    table = pa.Table.from_arrays(
+        [
+            pa.array(texts.ids, pa.binary(16)),
+            pa.array(texts.texts, pa.string()),
+            pa.array(texts.sources, pa.string()),
+        ],
+        schema=PLAN_SCHEMA,
+    )
+    written = _commit_table(plan_path(cache, index), table, compression="zstd")
+    return FileRecord(len(texts), written.bytes, written.checksum, texts.ids_digest)
+
+
+def write_shard(
+    cache: Path,
+    index: int,
+    *,
+    identity: str,
+    texts: Texts,
+    blocks: Sequence[tuple[str, Encoded]],
+) -> FileRecord:
+    """Commit one shard and then its record, after which it exists.
+
+    `blocks` are each teacher's name and raw vectors, in the order of the manifest's blocks. Each
+    block is L2-normalised, the blocks are concatenated, and the whole is normalised (paper,
+    section 2: with k teachers, every block weighs 1/√k).
+
+    Raises:
+        CacheError: a vector is missing, not finite or zero; nothing was written.
+    """
+    norms = np.stack([_norms(texts, name, encoded.vectors) for name, encoded in blocks], axis=1)
+    rows = concatenate([encoded.vectors for _, encoded in blocks], norms)
+    tokens = np.stack([encoded.tokens for _, encoded in blocks], axis=1)
+    digest = texts.ids_digest
+    schema = shard_schema(
+        rows.shape[1],
+        len(blocks),
+        {
+            "format_version": str(FORMAT_VERSION),
+            "identity": identity,
+            "shard": str(index),
+            "ids_digest": digest,
+        },
+    )
+    table = pa.Table.from_arrays(
+        [
+            pa.array(texts.ids, pa.binary(16)),
+            pa.array(texts.texts, pa.string()),
+            pa.array(texts.sources, pa.string()),
+            _fixed_size_list(tokens.astype(np.int32), schema.field("tokens").type),
+            _fixed_size_list(norms, schema.field("norms").type),
+            _fixed_size_list(rows, schema.field("embedding").type),
+        ],
+        schema=schema,
+    )
+    written = _commit_table(shard_path(cache, index), table)
+    record = FileRecord(len(texts), written.bytes, written.checksum, digest)
+    write_record(record_path(cache, index), record)
+    return record
+
+
+def concatenate(vectors: Sequence[FloatArray], norms: FloatArray) -> NDArray[np.float16]:
+    """The target of the paper: norm(norm(a) ‖ norm(b) ‖ …), as float16 [n, sum of widths].
+
+    `norms` [n, k] are the L2 norms of the k blocks' raw rows.
+    """
+    share = 1 / np.sqrt(len(vectors))
+    width = sum(block.shape[1] for block in vectors)
+    rows = np.empty((len(norms), width), np.float16)
+    offset = 0
+    for column, block in enumerate(vectors):
+        scale = (share / norms[:, column, None]).astype(np.float32)
+        rows[:, offset : offset + block.shape[1]] = block * scale
+        offset += block.shape[1]
+    return rows
+
+
+def _norms(texts: Texts, teacher: str, vectors: FloatArray) -> FloatArray:
+    if len(vectors) != len(texts):
+        raise CacheError(f"teacher {teacher}: {len(vectors)} vectors for {len(texts)} texts")
+    # In float64: the square of a large float32 activation would overflow.
+    squares: NDArray[np.float64] = np.einsum("nw,nw->n", vectors, vectors, dtype=np.float64)
+    norms = np.sqrt(squares)
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if len(bad):
+        first = int(bad[0])
+        what = "zero" if norms[first] == 0 else "not finite"
+        raise CacheError(
+            f"teacher {teacher}: the vector of text {texts.ids[first].hex()} is {what} "
+            f"({len(bad)} such in this shard); the text begins {texts.texts[first][:60]!r}; "
+            "nothing of this shard was written"
+        )
+    return norms.astype(np.float32)
+
+
+def _fixed_size_list(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+
+
+def _commit_table(path: Path, table: pa.Table, compression: str | None = None) -> Written:
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    # One record batch, so that every column of a shard is one contiguous run of bytes.
+    (batch,) = table.combine_chunks().to_batches()
+
+    def write(stream: BinaryIO) -> None:
+        with pa.ipc.new_file(pa.PythonFile(stream, "w"), table.schema, options=options) as sink:
+            sink.write_batch(batch)
+
+    return commit_file(path, write)
