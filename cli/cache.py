@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import phase, print_table, run, size
+from cli.console import phase, print_table, quiet_libraries, run, size
 
 if TYPE_CHECKING:
     from cli.recipe import Recipe
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Phase 1: run the teachers once over the texts and keep their vectors.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -28,7 +29,7 @@ CacheArgument = Annotated[Path, typer.Argument(help="Folder of the cache.", show
 @app.command()
 def build(
     recipe: Annotated[
-        Path, typer.Option(help="Recipe with [corpus] and [[teachers]].", show_default=False)
+        Path, typer.Option(help="Recipe: its corpus and teachers.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="Folder of the cache.", show_default=False)],
     teachers: Annotated[
@@ -50,7 +51,7 @@ def build(
     Interrupt it at any time: the same command goes on from the last finished shard. Under
     `accelerate launch`, `torchrun` or `srun` every process takes its own shards.
 
-    Example: jasper-cache build --recipe recipes/demo.toml --out cache/
+    Example: `jasper-cache build --recipe recipes/demo.toml --out cache/`
     """
     from cli.recipe import load
 
@@ -61,6 +62,7 @@ def build(
     from teacher_cache.build import build as build_cache
     from teacher_cache.ranks import Rank
 
+    quiet_libraries()
     rank = Rank.from_environment()
     options = Options(rank=rank, device=device or _device(rank.local), token_budget=batch_tokens)
     manifest = build_cache(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
@@ -56,51 +57,85 @@ def phase(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def bar(what: str, total: int | None, unit: str = "texts") -> Iterator[Callable[[int, str], None]]:
-    """A progress bar whose value is told each advance and a note to show beside it."""
+    """A progress bar whose value is told each advance and a note to show beside it.
+
+    Where standard error is no terminal (a log file, a batch job), a line is printed now and then.
+    """
+    if not sys.stderr.isatty():
+        yield _Lines(what, total, unit).update
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
         SpinnerColumn,
-        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
-    class Rate(TextColumn):
-        def __init__(self) -> None:
-            super().__init__("")
-
-        def render(self, task: Task):  # type: ignore[no-untyped-def]  # rich's own Text
-            from rich.text import Text
-
-            speed = task.finished_speed or task.speed
-            return Text("" if not speed else f"{speed:,.1f} {unit}/s", style="cyan")
-
-    console = Console(stderr=True)
     columns = (
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        Rate(),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, speed_estimate_period=20) as progress:
-        task = progress.add_task(what, total=total, note="")
+    began = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=20) as progress:
+        task = progress.add_task(what, total=total, note="", rate="")
 
         def update(amount: int, note: str) -> None:
-            progress.update(task, advance=amount, note=note)
+            done = progress.tasks[0].completed + amount
+            rate = done / max(time.monotonic() - began, 1e-9)
+            progress.update(task, advance=amount, note=note, rate=f"{rate:,.1f} {unit}/s")
 
         yield update
         if total is None:
             done = progress.tasks[0].completed
             progress.update(task, total=done, completed=done)
+
+
+class _Lines:
+    """Progress for a log: the first line, one every half minute, and the last."""
+
+    EVERY = 30.0
+
+    def __init__(self, what: str, total: int | None, unit: str) -> None:
+        self.what = what
+        self.total = total
+        self.unit = unit
+        self.done = 0
+        self.began = self.shown = time.monotonic()
+
+    def update(self, amount: int, note: str) -> None:
+        first, self.done = self.done == 0, self.done + amount
+        now = time.monotonic()
+        if first or self.done == self.total or now - self.shown >= self.EVERY:
+            self.shown = now
+            elapsed = max(now - self.began, 1e-9)
+            share, left = "", ""
+            if self.total:
+                share = f"/{self.total:,} ({self.done / self.total:.0%})"
+                left = f", {elapsed * (self.total - self.done) / self.done:,.0f} s left"
+            typer.echo(
+                f"{self.what}: {self.done:,}{share}, {self.done / elapsed:,.1f} {self.unit}/s, "
+                f"{elapsed:,.0f} s{left}{', ' if note else ''}{note}",
+                err=True,
+            )
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' own bars and reports out of ours."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -110,7 +145,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
     table = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
+        table.add_column(column, justify="left" if position == 0 else "right")
     for row in rows:
         table.add_row(*row)
     console = Console()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import phase, print_table, run
+from cli.console import phase, print_table, quiet_libraries, run
 
 if TYPE_CHECKING:
     from student.model import Student
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="What a trained student keeps of its teachers, and how it leaves.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -39,7 +40,7 @@ def evaluate(
     correlation of all pairwise similarities. neighbours: share of each text's ten nearest
     teacher neighbours that the student keeps. `init` is the untrained student's pooled state.
 
-    Example: jasper-student evaluate runs/a
+    Example: `jasper-student evaluate runs/a`
     """
     from cli.recipe import RecipeError
     from student.run import last_stage, read_record
@@ -58,6 +59,7 @@ def evaluate(
     from student.evaluate import evaluate as measure
     from student.model import create, load
 
+    quiet_libraries()
     student = load(folder / "model")
     untrained = create(
         student.spec, Path(record["init_path"]), student.head_widths["fc1"], record["seed"]
@@ -100,7 +102,7 @@ def export(
 ) -> None:
     """Write a sentence-transformers folder that loads without any code of this project.
 
-    Example: jasper-student export runs/a out/ --head fc2
+    Example: `jasper-student export runs/a out/ --head fc2`
     """
     from student.run import last_stage, read_record
 
@@ -109,6 +111,7 @@ def export(
     from student.export import export as write
     from student.model import load
 
+    quiet_libraries()
     student: Student = load(folder / "model")
     write(student, out, head=head, record=record)
     typer.echo(

@@ -9,9 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.console import bar, print_table, run, size
+from cli.console import bar, print_table, quiet_libraries, run, size
 
-app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False)
+
+
+def _show_stages(asked: bool) -> None:
+    if asked:
+        from student.stages import TABLE_COLUMNS, table
+
+        print_table("Stages (the paper's)", TABLE_COLUMNS, table())
+        raise typer.Exit
 
 
 @app.command()
@@ -20,7 +28,7 @@ def train(
     cache: Annotated[Path, typer.Option(help="A finished cache.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
     recipe: Annotated[
-        Path | None, typer.Option(help="Recipe with [student] and [stages]; the paper's without.")
+        Path | None, typer.Option(help="Recipe: its student and stages (the paper's without one).")
     ] = None,
     teachers: Annotated[
         str | None, typer.Option(help="Learn from some of the cache's teachers, e.g. stella.")
@@ -47,6 +55,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")
     ] = False,
+    _stages: Annotated[
+        bool,
+        typer.Option(
+            "--stages", is_eager=True, callback=_show_stages, help="Print the table of stages."
+        ),
+    ] = False,
 ) -> None:
     """Train one stage of a student.
 
@@ -54,7 +68,7 @@ def train(
     side with the reduced heads. A stage starts from the one before it in the same run; one that
     was interrupted goes on from its last checkpoint; one that is done is left alone.
 
-    Example: jasper-train --stage 1 --cache cache/ --out runs/a --recipe recipes/demo.toml
+    Example: `jasper-train --stage 1 --cache cache/ --out runs/a --recipe recipes/demo.toml`
     """
     from cli.recipe import RecipeError, load
     from student.run import StageRun
@@ -100,7 +114,7 @@ def train(
     from student.train import Settings
     from student.train import train as train_stage
 
-    _quiet()
+    quiet_libraries()
     with bar(f"stage {stage}", spec.steps, "steps") as update:
         seen = 0
 
@@ -135,18 +149,10 @@ def _weights(text: str) -> dict[str, float]:
         raise RecipeError(f"--weights is like relative=0,similarity=100, found {text!r}") from None
 
 
-def _quiet() -> None:
-    """Keep transformers' reports out of the progress bar."""
-    import os
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
 def _print_plan(stage_run: Any, reader: Any, init: Path) -> None:
     from student.plan import plan
 
-    _quiet()
+    quiet_libraries()
     facts = plan(stage_run, reader, init)
     typer.echo(json.dumps(facts["stage"], indent=1))
     print_table(

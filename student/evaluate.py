@@ -33,7 +33,8 @@ ENCODE_BATCH = 64
 class Retention:
     """How near a student's vectors are to a teacher's.
 
-    `cosine` is the mean cosine of a row with its target, None where the widths differ. `order` is
+    `cosine` is the mean cosine of a row with its target, None where the student does not speak the
+    teacher's space (only FC1 learns to). `order` is
     Spearman's correlation of all pairwise similarities. `neighbours` is the share of each row's
     ten nearest teacher neighbours, among the same rows, that are the student's too.
     """
@@ -43,8 +44,11 @@ class Retention:
     neighbours: float
 
 
-def retention(student: FloatArray, teacher: FloatArray) -> Retention:
+def retention(student: FloatArray, teacher: FloatArray, *, same_space: bool) -> Retention:
     """Compare two sets of vectors [n, D] and [n, T] of the same texts, row by row.
+
+    `same_space` says that a row is to point where its target does, so that a cosine means
+    something; equal widths alone do not make it so.
 
     Raises:
         ValueError: the numbers of rows differ, or there are fewer than three.
@@ -52,9 +56,7 @@ def retention(student: FloatArray, teacher: FloatArray) -> Retention:
     if len(student) != len(teacher) or len(student) < 3:
         raise ValueError(f"expected as many rows, at least 3: {len(student)}, {len(teacher)}")
     student, teacher = unit(student), unit(teacher)
-    cosine = None
-    if student.shape == teacher.shape:
-        cosine = float(np.einsum("nd,nd->n", student, teacher).mean())
+    cosine = float(np.einsum("nd,nd->n", student, teacher).mean()) if same_space else None
     return Retention(cosine, _order(student, teacher), _neighbours(student, teacher))
 
 
@@ -152,18 +154,14 @@ def evaluate(
     vectors = {"init": encode(untrained, texts, (), advance=advance)[POOLED]}
     vectors |= encode(student, texts, names, advance=advance)
     slices = _slices(reader, teachers)
+
+    def compare(name: str, values: FloatArray, teacher: str) -> dict[str, Any]:
+        full = name == FULL_HEAD
+        part = values[:, slices[teacher]] if full and teacher in slices else values
+        return asdict(retention(part, targets[teacher], same_space=full))
+
     figures = {
-        name: {
-            teacher: asdict(
-                retention(
-                    values[:, slices[teacher]]
-                    if name == FULL_HEAD and teacher in slices
-                    else values,
-                    target,
-                )
-            )
-            for teacher, target in targets.items()
-        }
+        name: {teacher: compare(name, values, teacher) for teacher in targets}
         for name, values in vectors.items()
     }
     widths = {name: values.shape[1] for name, values in vectors.items()}

@@ -11,11 +11,11 @@ Counting is enough. Once the active terms (hinge > 0) are known, the loss is lin
     down_i = number of active terms in which i is the lower one
 
 the gradient is (down_i - up_i)/N and the loss is [Σ (down_i - up_i)·s_i + margin · Σ up_i]/N. The
-counts are integers: gradients are exact, the same on every device and for any order of summation.
+counts are integers: from the same similarities the gradient is the same on every device, exactly.
 
-Counting by ranks. Sort by the student. The terms that are active with i as the higher pair are
-then a suffix of the places, those with i as the lower pair a prefix; two binary searches find
-where they begin and end. What remains is one question, asked twice for every pair: how many of
+Counting by ranks. Sort by the student. The partners of i in active terms then lie in a suffix of
+the places where i is the higher pair, in a prefix where it is the lower; two binary searches find
+where these begin and end. What remains is one question, asked twice for every pair: how many of
 the first `prefix` places hold a teacher rank below `value`? A wavelet tree answers all questions
 at once: the teacher's ranks, in the student's order, are split by their highest bit, stably, then
 each half by the next bit, and so on; each question walks down beside them towards its value,

@@ -115,6 +115,29 @@ def stage(number: int, changes: Mapping[str, Any] | None = None) -> StageSpec:
         raise StageError(f"stage {number}: {first_problem(error)}") from None
 
 
+TABLE_COLUMNS = ("stage", "trains", "losses", "learning rate", "steps", "batch")
+
+
+def table() -> list[tuple[str, ...]]:
+    """The stages as rows of text under `TABLE_COLUMNS`, for people."""
+    return [
+        (
+            str(number),
+            " + ".join(spec.trains),
+            "; ".join(f"{head}: {_in_words(weights)}" for head, weights in spec.heads.items()),
+            f"{spec.learning_rate:g}",
+            f"{spec.steps:,}",
+            str(spec.batch_size),
+        )
+        for number, spec in STAGES.items()
+    ]
+
+
+def _in_words(weights: LossWeights) -> str:
+    on = [(loss, getattr(weights, loss)) for loss in LOSSES if getattr(weights, loss)]
+    return " + ".join(f"{weight:g} {loss}" for loss, weight in on)
+
+
 def with_weights(spec: StageSpec, weights: Mapping[str, float]) -> StageSpec:
     """The same stage with these weights (or the margin) on every head that had them.
 

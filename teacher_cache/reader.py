@@ -6,7 +6,7 @@ No torch, and nothing else of ours but the format.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,16 +108,18 @@ class CacheReader:
             CacheError: an unknown teacher, or a damaged shard.
         """
         blocks = self.blocks(teachers)
-        index = self._rows(rows)
+        places = self._places(self._rows(rows))
         if blocks == self.manifest.blocks:
-            full = np.empty((len(index), self.manifest.width), np.float16)
-            for at, (shard, row) in enumerate(self._places(index)):
-                full[at] = shard.vectors[row]
-            return full
-        parts = np.empty((len(index), sum(block.width for block in blocks)), np.float32)
-        for at, (shard, row) in enumerate(self._places(index)):
-            np.concatenate([shard.vectors[row, b.columns] for b in blocks], out=parts[at])
-        parts /= np.linalg.norm(parts, axis=1, keepdims=True)
+            return _stack([shard.vectors[row] for shard, row in places], self.manifest.width)
+        parts = np.concatenate(
+            [
+                _stack([shard.vectors[row, block.columns] for shard, row in places], block.width)
+                for block in blocks
+            ],
+            axis=1,
+            dtype=np.float32,
+        )
+        parts /= np.sqrt(np.einsum("nw,nw->n", parts, parts))[:, None]
         return parts.astype(np.float16)
 
     def texts(self, rows: ArrayLike | Iterable[int]) -> list[str]:
@@ -155,11 +157,16 @@ class CacheReader:
             raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, asked for {low}…{high}")
         return index.astype(np.int64)
 
-    def _places(self, index: NDArray[np.int64]) -> Iterator[tuple[_Shard, int]]:
-        shards, rows = np.divmod(index, self.manifest.rows_per_shard)
-        for number, row in zip(shards.tolist(), rows.tolist(), strict=True):
-            shard = self._shards.get(number)
-            yield (shard if shard is not None else self._open(number)), row
+    def _places(self, index: NDArray[np.int64]) -> list[tuple[_Shard, int]]:
+        numbers, rows = np.divmod(index, self.manifest.rows_per_shard)
+        for number in np.unique(numbers).tolist():
+            if number not in self._shards:
+                self._open(number)
+        shards = self._shards
+        return [
+            (shards[number], row)
+            for number, row in zip(numbers.tolist(), rows.tolist(), strict=True)
+        ]
 
     def _open(self, number: int) -> _Shard:
         path = shard_path(self.path, number)
@@ -182,6 +189,14 @@ class CacheReader:
         shard = _Shard(batch, vectors.reshape(len(column), self.manifest.width))
         self._shards[number] = shard
         return shard
+
+
+def _stack(rows: list[NDArray[np.float16]], width: int) -> NDArray[np.float16]:
+    """Rows copied one below the other; cheaper for many small copies than indexed assignment."""
+    stacked = np.empty((len(rows), width), np.float16)
+    if rows:
+        np.concatenate(rows, out=stacked.reshape(-1))
+    return stacked
 
 
 def _read_manifest(path: Path) -> Manifest:
