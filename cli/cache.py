@@ -167,3 +167,7 @@ def _device(local_rank: int) -> str:
 def main() -> None:
     """Entry point of `jasper-cache`."""
     run(app)
+
+
+if __name__ == "__main__":
+    main()

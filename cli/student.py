@@ -125,3 +125,7 @@ def export(
 def main() -> None:
     """Entry point of `jasper-student`."""
     run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -175,3 +175,7 @@ def _print_plan(stage_run: Any, reader: Any, init: Path) -> None:
 def main() -> None:
     """Entry point of `jasper-train`."""
     run(app)
+
+
+if __name__ == "__main__":
+    main()

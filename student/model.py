@@ -90,7 +90,7 @@ class Student(nn.Module):
         output: Any = self.text(input_ids=ids_BL, attention_mask=mask_BL)
         states_BLH: Tensor = output.last_hidden_state.float()
         weights_BL1 = mask_BL.unsqueeze(-1).float()
-        return (states_BLH * weights_BL1).sum(1) / weights_BL1.sum(1).clamp(min=1)
+        return (states_BLH * weights_BL1).sum(1) / weights_BL1.sum(1)
 
     def batch(self, texts: Sequence[str], chunks: int = 4) -> TextBatch:
         """Tokenise texts, with the student's prompt, into at most so many chunks of like length."""
@@ -120,6 +120,16 @@ class Student(nn.Module):
             for name, parameter in self.named_parameters()
             if id(parameter) in chosen and not name.startswith("text.pooler.")
         }
+
+    def train_only(self, groups: Sequence[str]) -> dict[str, nn.Parameter]:
+        """Freeze all but the named groups, and give their parameters as `parameters_of` does.
+
+        What is frozen gets no gradient, and layers below the first that trains keep no graph.
+        """
+        trained = self.parameters_of(groups)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in trained)
+        return trained
 
     def _group(self, name: str) -> nn.Module:
         if name == "text":

@@ -71,11 +71,7 @@ def train(
         )
     start = start_of(run)
     student = _student(run, reader, init, start)
-    trained = student.parameters_of(run.spec.trains)
-    for parameter in student.parameters():
-        parameter.requires_grad_(False)
-    for parameter in trained.values():
-        parameter.requires_grad_(True)
+    trained = student.train_only(run.spec.trains)
     _check_heads_train(run.spec, student, trained)
     optimizer = torch.optim.AdamW(
         trained.values(),

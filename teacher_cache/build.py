@@ -13,6 +13,7 @@ from typing import Any
 from data.corpus import Corpus
 from teacher_cache import models
 from teacher_cache.encoders import loading
+from teacher_cache.encoders.probe import probe
 from teacher_cache.encoders.protocol import Encoded, Encoder
 from teacher_cache.files import remove_leftovers
 from teacher_cache.format import (
@@ -100,6 +101,8 @@ def build(
     mine = [i for i in missing if i % options.rank.world == options.rank.index]
     if mine or begun is None:
         encoders = [_load(source, options) for source in sources]
+        for source, encoder in zip(sources, encoders, strict=True):
+            probe(encoder, source.teacher)
         begun = begun or _begin(cache, plan, sources, encoders, options)
         remove_leftovers(cache / SHARD_FOLDER)
         rows = sum(plan.shards[i].rows for i in mine)

@@ -51,14 +51,20 @@ class Record:
         if not isinstance(data, Mapping) or set(data) != known:
             found = sorted(data) if isinstance(data, Mapping) else type(data).__name__
             raise CacheError(f"{where}: expected the fields {sorted(known)}, found {found}")
+        for field in fields(cls):
+            value = data[field.name]
+            if field.type == "int" and type(value) is not int:
+                raise CacheError(f"{where}: expected {field.name} to be a number, found {value!r}")
         return cls(**data)
 
     def with_records(self, where: str, **kinds: type[Record]) -> Self:
         """The same record with the lists named in `kinds` parsed into records of that kind."""
-        lists = {
-            name: tuple(kind.from_json(item, f"{where}: {name}") for item in getattr(self, name))
-            for name, kind in kinds.items()
-        }
+        lists = {}
+        for name, kind in kinds.items():
+            items = getattr(self, name)
+            if not isinstance(items, list | tuple):
+                raise CacheError(f"{where}: {name}: expected a list, found {items!r}")
+            lists[name] = tuple(kind.from_json(item, f"{where}: {name}") for item in items)
         return replace(self, **lists)
 
 
@@ -126,7 +132,8 @@ class Plan(Record):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
-        """Read a plan; the shards become records."""
+        """Read a plan; the shards become records. Refuses another format version."""
+        _check_version(data, where)
         return super().from_json(data, where).with_records(where, shards=FileRecord)
 
 
@@ -150,14 +157,18 @@ class Manifest(Record):
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
         """Read a manifest; blocks and shards become records. Refuses another format version."""
-        version = data.get("format_version") if isinstance(data, Mapping) else None
-        if version != FORMAT_VERSION:
-            raise CacheError(
-                f"{where}: the cache has format version {version!r}, this program reads "
-                f"{FORMAT_VERSION}; build it again or use the release that wrote it"
-            )
+        _check_version(data, where)
         manifest = super().from_json(data, where)
         return manifest.with_records(where, blocks=Block, shards=FileRecord)
+
+
+def _check_version(data: Mapping[str, Any], where: str) -> None:
+    version = data.get("format_version") if isinstance(data, Mapping) else None
+    if version != FORMAT_VERSION:
+        raise CacheError(
+            f"{where}: the cache has format version {version!r}, this program reads "
+            f"{FORMAT_VERSION}; build it again or use the release that wrote it"
+        )
 
 
 def shard_schema(width: int, teachers: int, metadata: Mapping[str, str]) -> pa.Schema:

@@ -6,6 +6,7 @@ padding then show in the vectors.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ SPECIAL = {
     "mask_token": "[MASK]",
 }
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-_WORDS = "the of and to in is was for with that she he from river house letter winter engine".split()
+_WORDS = ["the", "of", "and", "to", "in", "is", "was", "for", "with", "that", "she", "he", "from", "river", "house", "letter", "winter", "engine"]
 VOCABULARY = [
     *SPECIAL.values(),
     *_LETTERS,
@@ -91,10 +92,10 @@ def write_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def change_weights(folder: Path, name: str, value: float) -> None:
-    """Set the first number of one tensor of a folder's weights."""
+def change_weights(folder: Path, name: str, change: Callable[[torch.Tensor], object]) -> None:
+    """Change one tensor of a folder's weights in place."""
     tensors = load_file(folder / WEIGHTS)
-    tensors[name].view(-1)[0] = value
+    change(tensors[name])
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 

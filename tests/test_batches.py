@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_caches import write_cache
 
-from student.batches import Order, made_ahead, permuted
+from student.batches import Order, batches, made_ahead, permuted
+from student.model import create
+from student.spec import StudentSpec
+from teacher_cache.reader import CacheReader
 
 GOLDEN_ROWS = [170, 510, 3, 310, 858, 994, 81, 328]
 
@@ -60,6 +65,29 @@ def test_a_shuffle_leaves_no_trace_of_the_order_it_came_from() -> None:
 def test_the_order_of_an_old_run_is_the_order_of_today() -> None:
     # A run must be repeatable for years: these rows were written down with format version 1.
     assert Order(1000, 8, 42).rows_of(3).tolist() == GOLDEN_ROWS
+
+
+def test_processes_share_a_step_and_each_row_comes_with_its_text_and_target(
+    small_encoder: Path, tmp_path: Path
+) -> None:
+    reader = CacheReader(write_cache(tmp_path))
+    spec = StudentSpec(init="-", reduced_heads={}, max_tokens=24)
+    student = create(spec, small_encoder, target_width=20, seed=0)
+    order = Order(len(reader.train_rows), 12, seed=5)
+    shares = [
+        list(batches(reader, student, order, range(2, 6), process=process, processes=3))
+        for process in range(3)
+    ]
+    for step, parts in zip(range(2, 6), zip(*shares, strict=True), strict=True):
+        assert [part.step for part in parts] == [step] * 3
+        together = [int(row) for part in parts for row in part.rows]
+        assert sorted(together) == sorted(order.rows_of(step).tolist())
+        for part in parts:
+            assert np.array_equal(part.target.numpy(), reader.vectors(part.rows))
+            rows = [ids[mask.bool()].tolist() for chunk in part.texts.chunks for ids, mask in
+                    zip(*chunk, strict=True)]  # fmt: skip
+            expected = student.tokenizer.encode(reader.texts(part.rows))
+            assert [rows[i] for i in part.texts.order.tolist()] == expected
 
 
 def test_work_is_made_in_order_and_not_far_ahead() -> None:

@@ -123,6 +123,21 @@ def test_groups_name_the_parameters_they_should(student: Student) -> None:
     assert set(student.parameters_of(["layers[-2:]", "layers[1]"])) == both
 
 
+def test_what_is_frozen_gets_no_gradient_and_no_graph(small_encoder: Path) -> None:
+    student = create(SPEC, small_encoder, target_width=10, seed=0)
+    batch = student.batch(TEXTS)
+    trained = student.train_only(["fc1"])
+    assert set(trained) == {"heads.fc1.weight", "heads.fc1.bias"}
+    assert not student.pooled(batch).requires_grad
+    student(batch, ["fc1"])["fc1"].sum().backward()
+    assert {name for name, p in student.named_parameters() if p.grad is not None} == set(trained)
+
+    trained = student.train_only(["layers[-1]"])
+    assert student.pooled(batch).requires_grad
+    below = student.text.encoder.layer[1](torch.zeros(1, 2, 32))
+    assert not below.requires_grad
+
+
 @pytest.mark.parametrize("group", ["fc9", "layers[3]", "layers[5:]", "layers[]", "vision", "layer"])
 def test_group_that_matches_nothing_is_refused(student: Student, group: str) -> None:
     with pytest.raises(StageError):

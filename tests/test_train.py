@@ -81,7 +81,7 @@ def test_training_brings_fc1_nearer_to_its_target(
     run = run_of(reader, tmp_path, 1, spec=spec)
     train(run, reader, small_encoder, on_step=lambda _, m: losses.append(m["fc1.cosine"]))
     assert len(losses) == 60
-    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
 
 
 def test_metrics_and_record_say_what_ran(trained: Path, reader: CacheReader) -> None:

@@ -1,0 +1,133 @@
+"""A file appears whole, checksummed and durable, or not at all."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, BinaryIO
+
+import pytest
+import xxhash
+
+from teacher_cache.files import commit_bytes, commit_file, remove_leftovers
+
+
+@contextmanager
+def traced(*names: str) -> Iterator[list[str]]:
+    """The calls of these built-in functions, in the order in which they are made."""
+    calls: list[str] = []
+
+    def see(_frame: FrameType, event: str, function: Any) -> None:
+        if event == "c_call" and function.__name__ in names:
+            calls.append(function.__name__)
+
+    before = sys.getprofile()
+    sys.setprofile(see)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(before)
+
+
+def test_commit_reports_what_it_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file"
+    data = os.urandom(100_000)
+
+    def write(stream: BinaryIO) -> None:
+        stream.write(data[:7])
+        stream.write(memoryview(data)[7:])
+
+    written = commit_file(path, write)
+    assert path.read_bytes() == data
+    assert (written.bytes, written.checksum) == (len(data), xxhash.xxh3_128_hexdigest(data))
+    assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+def test_size_counts_bytes_and_not_items(tmp_path: Path) -> None:
+    floats = memoryview(os.urandom(64)).cast("d")
+    assert commit_file(tmp_path / "file", lambda stream: void(stream.write(floats))).bytes == 64
+    assert (tmp_path / "file").read_bytes() == floats.tobytes()
+
+
+def void(_: object) -> None:
+    """Nothing, as a value."""
+
+
+def test_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    commit_bytes(path, b"old")
+
+    def write(stream: BinaryIO) -> None:
+        stream.write(b"new")
+        stream.flush()
+        assert path.read_bytes() == b"old"
+
+    commit_file(path, write)
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("error", [OSError("no space"), KeyboardInterrupt()], ids=repr)
+def test_failed_write_leaves_the_old_file_and_no_other(
+    error: BaseException, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    commit_bytes(path, b"old")
+
+    def write(stream: BinaryIO) -> None:
+        stream.write(b"half of the new")
+        raise error
+
+    with pytest.raises(type(error)):
+        commit_file(path, write)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"
+
+
+def test_contents_are_synced_before_the_name_and_the_name_before_the_return(
+    tmp_path: Path,
+) -> None:
+    with traced("fsync", "replace") as calls:
+        commit_bytes(tmp_path / "file", b"data")
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    kept = [".mine.tmp", "00000.arrow", ".00000.arrow.another_host-1-0.tmp"]
+    for name in kept:
+        (tmp_path / name).write_bytes(b"kept")
+    with half_way(tmp_path) as (builder, left):
+        builder.kill()
+        builder.wait()
+        assert left.read_bytes() == b""
+        with half_way(tmp_path) as (_, held):
+            remove_leftovers(tmp_path)
+            assert {path.name for path in tmp_path.iterdir()} == {*kept, held.name}
+
+
+_HALF_WAY = """
+import sys
+from pathlib import Path
+from teacher_cache.files import commit_file
+
+def write(stream):
+    stream.write(b"half")
+    print("half", flush=True)
+    sys.stdin.read()
+
+commit_file(Path(sys.argv[1]) / "file", write)
+"""
+
+
+@contextmanager
+def half_way(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A process in the middle of a commit, and its temporary file."""
+    before = set(folder.iterdir())
+    command = [sys.executable, "-c", _HALF_WAY, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"half\n"
+        (temporary,) = set(folder.iterdir()) - before
+        yield process, temporary

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_caches import write_cache
+
+from cli import student as student_command
+from cli import train as train_command
+
+RECIPE = """
+[student]
+init = "{init}"
+max_tokens = 24
+reduced_heads = {{ fc2 = 6, fc3 = 4, fc4 = 3 }}
+
+[stages.1]
+steps = 4
+batch_size = 16
+learning_rate = 1e-2
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, small_encoder: Path) -> Path:
+    """A folder with a cache, a recipe, and a run with its first stage."""
+    folder = tmp_path_factory.mktemp("work")
+    write_cache(folder)
+    (folder / "recipe.toml").write_text(RECIPE.format(init=small_encoder))
+    return folder
+
+
+def call(main: object, *arguments: object) -> int:
+    """Run a command's entry point in this process; give its exit code."""
+    before, sys.argv = sys.argv, ["command", *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main()  # type: ignore[operator]
+    finally:
+        sys.argv = before
+    return int(stop.value.code or 0)
+
+
+def train(folder: Path, *arguments: object, stage: int = 1, out: str = "run") -> int:
+    return call(
+        train_command.main, "--stage", stage, "--cache", folder / "cache", "--out", folder / out,
+        "--recipe", folder / "recipe.toml", "--cpu", *arguments,
+    )  # fmt: skip
+
+
+def test_training_loads_no_teacher_and_evaluation_and_export_follow(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = (
+        "import sys; sys.argv = ['jasper-train', *sys.argv[1:]]\n"
+        "from cli.train import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: code = stop.code\n"
+        "loaded = [m for m in sys.modules if m.startswith('teacher_cache.') or m == 'datasets']\n"
+        "print(code, sorted(loaded))"
+    )
+    arguments = ("--stage", "1", "--cache", folder / "cache", "--out", folder / "run",
+                 "--recipe", folder / "recipe.toml", "--cpu")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
+    )
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("0 "), done.stderr
+    assert "encoders" not in last
+    assert "teacher_cache.reader" in last
+    assert "datasets" not in last
+
+    assert call(student_command.main, "evaluate", folder / "run", "--json") == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == json.loads(
+        (folder / "run" / "stage-1" / "evaluation.json").read_text()
+    )
+    assert json.loads(printed)["rows"] == 40
+
+    assert call(student_command.main, "export", folder / "run", folder / "out") == 0
+    assert (folder / "out" / "modules.json").is_file()
+    assert f'SentenceTransformer("{folder / "out"}")' in capsys.readouterr().out
+
+
+def test_dry_run_says_what_would_be_trained_and_writes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(folder, "--dry-run", out="dry", stage=1) == 0
+    printed = capsys.readouterr().out
+    # FC1: 32 x 20 weights and 20 biases.
+    for fact in ("660", "200", "4 x 16", "0.32"):
+        assert fact in printed
+    assert not (folder / "dry").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--stage", 7), "there is no stage 7; stages are 1, 2, 3"),
+        (("--cache", "nowhere"), "nowhere is no cache"),
+        (("--recipe", "nowhere.toml"), "there is no recipe nowhere.toml"),
+        (("--teachers", "lefd"), "holds the teachers left, right"),
+        (("--weights", "relatve=0"), "there is no loss 'relatve'"),
+        (("--weights", "relative"), "--weights is like relative=0"),
+        (("--weights", "cosine=0,similarity=0,relative=0"), "nothing would be trained"),
+        (("--batch-size", 500), "a batch of 500 texts, but only 200 rows"),
+        (("--learning-rate", -1), "stage 1: learning_rate"),
+        (("--precision", "fp8"), "--precision is auto, fp32 or bf16"),
+        (("--init-from", "nowhere"), "--init-from nowhere holds no trained stage"),
+        (("--stage", 2), "stage 2 starts from stage 1, which is not in"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[object, ...],
+    message: str,
+) -> None:
+    assert train(folder, *arguments, out="bad") == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not (folder / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("[student]\nini = 3", "unknown key student.ini; did you mean 'init'?"),
+        ("[stages.1]\nstep = 3", "stage 1 has no field 'step'; did you mean 'steps'?"),
+        ("[stages.9]\nsteps = 3", "there is no stage 9"),
+        ("[stuednt]", "unknown key stuednt; did you mean 'student'?"),
+        ("seed = 'x'", "seed: Input should be a valid integer"),
+        ("seed = ", "is not a readable TOML file"),
+        ("[student]\nreduced_heads = { fc1 = 3 }", "fc1 is as wide as the target"),
+        ("[student]\ninit = './nowhere'", "the student's init: there is no folder"),
+    ],
+)
+def test_recipe_that_cannot_be_followed_is_one_line_and_exit_2(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changed: str,
+    message: str,
+) -> None:
+    recipe = tmp_path / "changed.toml"
+    recipe.write_text(changed)
+    assert train(folder, "--recipe", recipe, out="bad") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_evaluation_of_a_folder_without_a_stage_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(student_command.main, "evaluate", tmp_path) == 2
+    assert "holds no finished stage" in capsys.readouterr().err
