@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import phase, print_table, quiet_libraries, run, size
+from cli.console import default_device, phase, print_table, quiet_libraries, run, size
+from cli.golden import golden
 
 if TYPE_CHECKING:
     from cli.recipe import Recipe
@@ -45,6 +46,10 @@ def build(
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Padded tokens in a batch (default: by device).")
     ] = None,
+    golden: Annotated[
+        list[Path] | None,
+        typer.Option(help="Golden file that its teacher must agree with first; may be repeated."),
+    ] = None,
 ) -> None:
     """Encode a recipe's texts under its teachers, or finish what was begun.
 
@@ -64,7 +69,12 @@ def build(
 
     quiet_libraries()
     rank = Rank.from_environment()
-    options = Options(rank=rank, device=device or _device(rank.local), token_budget=batch_tokens)
+    options = Options(
+        rank=rank,
+        device=device or default_device(rank.local),
+        token_budget=batch_tokens,
+        goldens=tuple(golden or ()),
+    )
     manifest = build_cache(
         out, Corpus(corpus_spec, base), chosen, base=base, options=options, phase=phase
     )
@@ -137,6 +147,9 @@ def verify(cache: CacheArgument) -> None:
     typer.echo(f"{cache}: {len(reader):,} rows in {len(reader.manifest.shards)} shards, all whole")
 
 
+app.command()(golden)
+
+
 def _job(
     book: Recipe, path: Path, names: str | None, limit: int | None
 ) -> tuple[CorpusSpec, list[Teacher]]:
@@ -154,14 +167,6 @@ def _job(
         specs = {name: specs[name] for name in asked}
     corpus = book.corpus if limit is None else book.corpus.model_copy(update={"texts": limit})
     return corpus, [resolve(spec) for spec in specs.values()]
-
-
-def _device(local_rank: int) -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return f"cuda:{local_rank % torch.cuda.device_count()}"
-    return "cpu"
 
 
 def main() -> None:

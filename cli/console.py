@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +61,11 @@ def bar(what: str, total: int | None, unit: str = "texts") -> Iterator[Callable[
     """A progress bar whose value is told each advance and a note to show beside it.
 
     Where standard error is no terminal (a log file, a batch job), a line is printed now and then.
+    Of several processes only the first shows anything.
     """
+    if not _is_first_process():
+        yield lambda _amount, _note: None
+        return
     if not sys.stderr.isatty():
         yield _Lines(what, total, unit).update
         return
@@ -101,6 +106,10 @@ def bar(what: str, total: int | None, unit: str = "texts") -> Iterator[Callable[
             progress.update(task, total=done, completed=done)
 
 
+def _is_first_process() -> bool:
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID"))
+
+
 class _Lines:
     """Progress for a log: the first line, one every half minute, and the last."""
 
@@ -128,6 +137,15 @@ class _Lines:
                 f"{elapsed:,.0f} s{left}{', ' if note else ''}{note}",
                 err=True,
             )
+
+
+def default_device(local_rank: int = 0) -> str:
+    """This process's GPU where there are any, else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda:{local_rank % torch.cuda.device_count()}"
+    return "cpu"
 
 
 def quiet_libraries() -> None:
