@@ -58,8 +58,9 @@ def test_two_processes_learn_what_one_learns_from_the_whole_batch(
         assert logged[1][figure] == pytest.approx(logged[0][figure], rel=1e-6), figure
     start = create(spec, small_encoder, target_width=20, seed=0).state_dict()
     one, two = (load(tmp_path / name / "stage-3" / "model").state_dict() for name in ("one", "two"))
-    # Adam divides by the gradient's size: where a gradient is nothing but rounding, so is its
-    # sign, and single numbers may differ. Taken together the updates are the same.
-    difference = sum(float((one[name] - two[name]).square().sum()) for name in one)
-    update = sum(float((one[name] - start[name]).square().sum()) for name in one)
+    # A key's bias moves all of a query's scores alike: its gradient is rounding, and Adam makes a
+    # full step of it, in whatever direction.
+    names = [name for name in one if not name.endswith(".key.bias")]
+    difference = sum(float((one[name] - two[name]).square().sum()) for name in names)
+    update = sum(float((one[name] - start[name]).square().sum()) for name in names)
     assert difference < 1e-6 * update
