@@ -22,13 +22,18 @@ EXPECTED = (
 """Failures that are the input's and not the program's: module and name, imported by no one here."""
 
 
+_INTERRUPTED = 130
+"""The exit code that typer turns a KeyboardInterrupt into."""
+
+
 def run(app: typer.Typer) -> NoReturn:
     """Run a command line. Expected failures print as one line and exit 2; bugs keep a traceback."""
     try:
         app()
-    except KeyboardInterrupt:
-        print_error("interrupted; what was finished stays, the same command goes on from there")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            print_error("interrupted; what was finished stays, the same command goes on from there")
+        raise
     except Exception as error:
         if not _is_expected(error):
             raise

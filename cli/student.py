@@ -66,7 +66,14 @@ def evaluate(
     )
     total = 2 * len(reader.held_out_rows)
     with phase("encoding held-out texts", total) as advance:
-        result = measure(student, untrained, reader, record["teachers"], advance=advance)
+        result = measure(
+            student,
+            untrained,
+            reader,
+            record["teachers"],
+            heads=record["trained_heads"],
+            advance=advance,
+        )
     result = {"stage": record["number"], "cache": record["cache"], **result}
     path = folder / "evaluation.json"
     path.write_text(json.dumps(result, indent=1) + "\n")

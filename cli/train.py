@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cli.console import bar, print_table, quiet_libraries, run, size
+from cli.console import bar, phase, print_table, quiet_libraries, run, size
 
 app = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False)
 
@@ -115,11 +116,14 @@ def train(
     from student.train import train as train_stage
 
     quiet_libraries()
-    with bar(f"stage {stage}", spec.steps, "steps") as update:
+    with ExitStack() as bars:
+        update = None
         seen = 0
 
         def on_step(done: int, metrics: dict[str, float]) -> None:
-            nonlocal seen
+            nonlocal seen, update
+            if update is None:
+                update = bars.enter_context(bar(f"stage {stage}", spec.steps, "steps"))
             update(done - seen, f"loss {metrics['loss']:.4f}")
             seen = done
 
@@ -129,9 +133,8 @@ def train(
             init,
             settings=Settings(precision=precision, save_every=save_every, cpu=cpu),  # type: ignore[arg-type]
             on_step=on_step,
+            phase=phase,
         )
-        if not trained:
-            update(spec.steps, "done before")
     typer.echo(f"{stage_run.model}: {spec.purpose}{'' if trained else ' (done before)'}")
 
 

@@ -131,10 +131,10 @@ def evaluate(
     reader: CacheReader,
     teachers: Sequence[str],
     *,
-    heads: Sequence[str] | None = None,
+    heads: Sequence[str],
     advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Retention of every head against every teacher and all of them together.
+    """Retention of the named heads against every teacher and all of them together.
 
     `untrained` is the student's initialisation: its pooled state is the first line, to show what
     training was worth. Against one teacher of several, FC1 stands with that teacher's slice of
@@ -145,14 +145,13 @@ def evaluate(
     """
     rows = reader.held_out_rows
     texts = reader.texts(rows)
-    names = list(student.head_widths) if heads is None else list(heads)
     targets = {BOTH: reader.vectors(rows, teachers).astype(np.float32)}
     for block in reader.blocks(teachers):
         targets[block.teacher] = reader.vectors(rows, [block.teacher]).astype(np.float32)
     if len(teachers) == 1:
         del targets[BOTH]
     vectors = {"init": encode(untrained, texts, (), advance=advance)[POOLED]}
-    vectors |= encode(student, texts, names, advance=advance)
+    vectors |= encode(student, texts, heads, advance=advance)
     slices = _slices(reader, teachers)
 
     def compare(name: str, values: FloatArray, teacher: str) -> dict[str, Any]:

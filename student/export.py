@@ -22,12 +22,12 @@ def export(student: Student, out: Path, *, head: str, record: Mapping[str, Any])
     from which the card says whose vectors it was trained on.
 
     Raises:
-        StudentError: no such head, or `out` exists and is not an empty folder.
+        StudentError: no such head, an untrained one, or `out` exists and is not an empty folder.
     """
-    if head != POOLED and head not in student.heads:
-        raise StudentError(
-            f"the student has no head {head!r}; it has {', '.join(student.heads)} and {POOLED}"
-        )
+    trained = [*record["trained_heads"], POOLED]
+    if head not in trained:
+        what = "has not trained" if head in student.heads else "has no head"
+        raise StudentError(f"the run {what} {head!r}; it can give {', '.join(trained)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StudentError(f"{out} is not an empty folder; give another one to export to")
     out.parent.mkdir(parents=True, exist_ok=True)

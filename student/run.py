@@ -150,9 +150,12 @@ def write_record(
 ) -> None:
     """Write `run.json`: the facts, the figures of this training, and what it ran on."""
     blocks = reader.blocks(run.teachers)
+    start = start_of(run)
+    before = [] if start is None else read_record(start.parent)["trained_heads"]
     record = {
         **run.facts(),
         "number": run.stage,
+        "trained_heads": [*before, *(head for head in run.spec.heads if head not in before)],
         "cache_path": str(reader.path.resolve()),
         "init_path": str(init.resolve()),
         "blocks": [block.to_json() for block in blocks],

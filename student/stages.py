@@ -56,6 +56,12 @@ class StageSpec(BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     clip: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest gradient norm")
+    closed_form: tuple[str, ...] = Field(
+        (), description="heads that begin as their closed form instead of as they are"
+    )
+    closed_form_rows: Annotated[int, Field(gt=0)] = Field(
+        16_384, description="rows that the closed form is computed from"
+    )
 
 
 PAPER_WEIGHTS = LossWeights(cosine=10, similarity=200, relative=20)
@@ -177,6 +183,11 @@ def check(spec: StageSpec, head_widths: Mapping[str, int], target_width: int, ro
                 f"{head} is {head_widths[head]} wide and its target {target_width}: the cosine "
                 "loss compares vectors of one width; give it weight 0 (similarity and relative "
                 "losses compare any widths)"
+            )
+    for head in spec.closed_form:
+        if head not in head_widths:
+            raise StageError(
+                f"closed_form names {head!r}; the student has {', '.join(head_widths)}"
             )
     if not any(getattr(w, loss) for w in spec.heads.values() for loss in LOSSES):
         raise StageError("every loss of the stage has weight 0: nothing would be trained")

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -16,18 +17,26 @@ from torch import Tensor
 
 from student import checkpoint
 from student.batches import Batch, Order, batches
+from student.closed_form import start_heads
 from student.gather import gather
 from student.losses import TeacherBatch, combined_loss
 from student.model import Student, create, load
 from student.run import METRICS_FILE, StageRun, finished, start_of, write_record
 from student.spec import StudentError
-from student.stages import StageError, StageSpec, learning_rate_at
+from student.stages import FULL_HEAD, StageError, StageSpec, learning_rate_at
 from teacher_cache.reader import CacheReader
 
 Precision = Literal["auto", "fp32", "bf16"]
 Metrics = dict[str, float]
 OnStep = Callable[[int, Metrics], None]
 """Told after each step how many are done and its figures (loss, learning rate, …)."""
+Phase = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Opens a phase of work before the steps: (what, how many) → a context told each advance."""
+
+
+def _silent(_what: str, _total: int) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda _: None)
+
 
 LOG_EVERY = 10
 
@@ -51,6 +60,7 @@ def train(
     *,
     settings: Settings = Settings(),
     on_step: OnStep = lambda _step, _metrics: None,
+    phase: Phase = _silent,
 ) -> bool:
     """Train one stage, or finish one that was interrupted; False if it was done before.
 
@@ -81,6 +91,8 @@ def train(
     )
     student.to(accelerator.device)
     done = checkpoint.restore(run.checkpoints, trained, optimizer, run.facts())
+    if done == 0:
+        _solve_heads(run, reader, student, phase)
     model, optimizer = accelerator.prepare(student, optimizer)
     loop = _Loop(run, accelerator, student, model, optimizer, trained, settings.save_every, on_step)
     figures = loop.run(reader, done)
@@ -105,6 +117,26 @@ def _student(run: StageRun, reader: CacheReader, init: Path, start: Path | None)
             "give the recipe it was trained with"
         )
     return student
+
+
+def _solve_heads(run: StageRun, reader: CacheReader, student: Student, phase: Phase) -> None:
+    """Every process solves for itself, from the same rows; the engine then agrees on one."""
+    spec = run.spec
+    if not spec.closed_form:
+        return
+    hidden: int = student.text.config.hidden_size  # type: ignore[union-attr, assignment]
+    for head in spec.closed_form:
+        if head != FULL_HEAD and student.head_widths[head] > hidden:
+            raise StageError(
+                f"{head} is {student.head_widths[head]} wide, the student's pooled state {hidden}: "
+                "a closed form has at most as many directions"
+            )
+    rows = min(spec.closed_form_rows, len(reader.train_rows))
+    with phase(f"solving {', '.join(spec.closed_form)}", rows) as advance:
+        start_heads(
+            student, reader, run.teachers, spec.closed_form,
+            rows=rows, seed=run.seed, advance=advance,
+        )  # fmt: skip
 
 
 def _check_heads_train(spec: StageSpec, student: Student, trained: Mapping[str, Any]) -> None:

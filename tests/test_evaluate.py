@@ -103,7 +103,7 @@ def test_evaluation_has_a_line_for_every_vector_and_teacher(
     small_encoder: Path, reader: CacheReader
 ) -> None:
     student = create(SPEC, small_encoder, 20, seed=0)
-    result = evaluate(student, student, reader, reader.teachers)
+    result = evaluate(student, student, reader, reader.teachers, heads=["fc1", "fc2"])
     assert result["rows"] == len(reader.held_out_rows)
     assert set(result["retention"]) == {"init", "pooled", "fc1", "fc2"}
     for name, figures in result["retention"].items():
@@ -116,7 +116,7 @@ def test_fc1_stands_before_each_teacher_with_that_teachers_slice(
     small_encoder: Path, reader: CacheReader
 ) -> None:
     student = create(SPEC, small_encoder, 20, seed=0)
-    result = evaluate(student, student, reader, reader.teachers)
+    result = evaluate(student, student, reader, reader.teachers, heads=["fc1", "fc2"])
     rows = reader.held_out_rows
     mine = encode(student, reader.texts(rows), ["fc1"])["fc1"][:, 12:]
     right = reader.vectors(rows, ["right"]).astype(np.float32)

@@ -14,6 +14,7 @@ from student.spec import StudentError, StudentSpec
 TEXTS = ["the river in the morning", "a", "seven clocks " * 40, "Music, again!"]
 RECORD = {
     "number": 3,
+    "trained_heads": ["fc1", "fc2"],
     "cache": "0123456789abcdef",
     "blocks": [
         {"teacher": "left", "repository": "org/left", "width": 6, "licence": "cc-by-nc-4.0"}
@@ -24,7 +25,7 @@ RECORD = {
 @pytest.fixture(scope="module")
 def student(small_encoder: Path) -> Student:
     spec = StudentSpec(
-        init=str(small_encoder), layers=(0, 2), reduced_heads={"fc2": 6}, max_tokens=24
+        init=str(small_encoder), layers=(0, 2), reduced_heads={"fc2": 6, "fc3": 4}, max_tokens=24
     )
     return create(spec, small_encoder, target_width=10, seed=0)
 
@@ -76,7 +77,16 @@ def test_folder_that_is_not_empty_is_refused_and_left_alone(
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
 
 
-def test_head_that_the_student_lacks_is_refused(student: Student, tmp_path: Path) -> None:
-    with pytest.raises(StudentError, match="no head 'fc7'; it has fc1, fc2 and pooled"):
-        export(student, tmp_path / "out", head="fc7", record=RECORD)
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("fc7", "the run has no head 'fc7'; it can give fc1, fc2, pooled"),
+        ("fc3", "the run has not trained 'fc3'; it can give fc1, fc2, pooled"),
+    ],
+)
+def test_head_that_the_run_cannot_give_is_refused(
+    student: Student, tmp_path: Path, head: str, message: str
+) -> None:
+    with pytest.raises(StudentError, match=message):
+        export(student, tmp_path / "out", head=head, record=RECORD)
     assert not (tmp_path / "out").exists()

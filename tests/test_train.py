@@ -84,6 +84,30 @@ def test_training_brings_fc1_nearer_to_its_target(
     assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
 
 
+def test_closed_form_starts_a_stage_nearer_to_its_target(
+    reader: CacheReader, small_encoder: Path, tmp_path: Path
+) -> None:
+    first: dict[str, float] = {}
+    for name, heads in (("random", ()), ("solved", ("fc1",))):
+        spec = stage(1, {**QUICK, "steps": 1, "closed_form": heads})
+        run = run_of(reader, tmp_path / name, 1, spec=spec)
+        train(
+            run, reader, small_encoder,
+            on_step=lambda _, m, name=name: first.update({name: m["fc1.cosine"]}),
+        )  # fmt: skip
+    assert first["solved"] < 0.5 * first["random"]
+
+
+def test_closed_form_wider_than_the_pooled_state_is_refused(
+    reader: CacheReader, small_encoder: Path, tmp_path: Path
+) -> None:
+    wide = SPEC.model_copy(update={"reduced_heads": {**SPEC.reduced_heads, "fc2": 33}})
+    spec = stage(3, {**QUICK, "closed_form": ["fc2"]})
+    run = run_of(reader, tmp_path, 3, spec=spec, student=wide, init_from="fresh")
+    with pytest.raises(StageError, match="fc2 is 33 wide, the student's pooled state 32"):
+        train(run, reader, small_encoder)
+
+
 def test_metrics_and_record_say_what_ran(trained: Path, reader: CacheReader) -> None:
     folder = trained / "stage-3"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -101,6 +125,8 @@ def test_metrics_and_record_say_what_ran(trained: Path, reader: CacheReader) -> 
     record = read_record(folder)
     assert record["cache"] == reader.identity
     assert [block["licence"] for block in record["blocks"]] == ["unknown", "unknown"]
+    assert record["trained_heads"] == ["fc1", "fc2", "fc3", "fc4"]
+    assert read_record(trained / "stage-2")["trained_heads"] == ["fc1"]
     assert (folder / "tensorboard").is_dir()
     assert not (folder / "checkpoints").exists()
 
