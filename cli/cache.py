@@ -159,6 +159,9 @@ def _job(
     if book.corpus is None or not book.teachers:
         raise RecipeError(f"{path} has no [corpus] or no [[teachers]]: a cache needs both")
     specs = {spec.name: spec for spec in book.teachers}
+    if len(specs) < len(book.teachers):
+        found = ", ".join(spec.name for spec in book.teachers)
+        raise RecipeError(f"{path}: expected teachers of different names, found {found}")
     if names is not None:
         asked = [name.strip() for name in names.split(",")]
         unknown = [name for name in asked if name not in specs]

@@ -99,9 +99,12 @@ def _print(agreement: Agreement, teacher: Teacher) -> None:
     from teacher_cache.golden import MIN_COSINE, shown
 
     golden = agreement.golden
+    typer.echo(
+        f"{teacher.name} in {teacher.dtype} against {golden.path}: the lowest of "
+        f"{len(golden.texts)} cosines, each at least {MIN_COSINE} where they agree"
+    )
     print_table(
-        f"{teacher.name} in {teacher.dtype}, against {golden.path}: the lowest of "
-        f"{len(golden.texts)} cosines (at least {MIN_COSINE})",
+        "",
         ("text", "behind", "tokens", "1 - cosine", "cosine"),
         [
             (

@@ -20,8 +20,9 @@ from teacher_cache.format import (
     BUILD_FILE,
     FORMAT_VERSION,
     MANIFEST_FILE,
+    PLAN_FILE,
+    PLAN_FOLDER,
     ROWS_PER_SHARD,
-    SHARD_FOLDER,
     VECTOR_DTYPE,
     Block,
     CacheError,
@@ -34,9 +35,11 @@ from teacher_cache.format import (
     record_path,
     shard_path,
 )
+from teacher_cache.golden import hold, read_goldens
 from teacher_cache.plan import corpus_facts, make_plan, read_plan, read_texts
+from teacher_cache.plan_progress import clear_progress
 from teacher_cache.ranks import Rank
-from teacher_cache.teachers import Teacher
+from teacher_cache.teachers import DEFAULT_PROMPT, Teacher
 from teacher_cache.writer import Texts, write_record, write_shard
 
 Phase = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
@@ -63,13 +66,15 @@ class Build(Record):
 class Options:
     """How a build runs, as opposed to what it builds: none of this enters the identity.
 
-    `token_budget` is the number of padded tokens in a batch (None: by device).
+    `token_budget` is the number of padded tokens in a batch (None: by device). `goldens` are golden
+    files of the build's teachers: who is about to encode must give their vectors first.
     """
 
     rank: Rank = field(default_factory=Rank)
     device: str = "cpu"
     token_budget: int | None = None
     rows_per_shard: int = ROWS_PER_SHARD
+    goldens: tuple[Path, ...] = ()
 
 
 def build(
@@ -89,22 +94,26 @@ def build(
 
     Raises:
         CacheError: the folder holds a cache of another corpus or of other teachers.
-        TeacherError: a teacher cannot be found, loaded, or gives vectors that are no vectors.
+        TeacherError: a teacher cannot be found, loaded, gives vectors that are no vectors, or
+            others than a golden file's.
         CorpusError: the corpus cannot be read.
     """
-    _check_names(teachers)
+    _check_names(teachers, corpus)
+    goldens = read_goldens(options.goldens, teachers)
     sources = [_source(teacher, base) for teacher in teachers]
     plan = _plan(cache, corpus, options, phase)
+    _begun(cache, sources)  # what can be refused is refused before a teacher is fitted
     sources = [_fit(source, cache, plan, options) for source in sources]
     begun = _begun(cache, sources)
+    remove_leftovers(cache)
     missing = [i for i in range(len(plan.shards)) if committed(cache, i) is None]
     mine = [i for i in missing if i % options.rank.world == options.rank.index]
     if mine or begun is None:
         encoders = [_load(source, options) for source in sources]
         for source, encoder in zip(sources, encoders, strict=True):
             probe(encoder, source.teacher)
+            hold(encoder, source.teacher, goldens)
         begun = begun or _begin(cache, plan, sources, encoders, options)
-        remove_leftovers(cache / SHARD_FOLDER)
         rows = sum(plan.shards[i].rows for i in mine)
         with phase("encoding", rows * len(teachers)) as advance:
             _encode_shards(cache, plan, begun, mine, sources, encoders, advance)
@@ -131,10 +140,18 @@ class _Source:
     fingerprint: str = ""
 
 
-def _check_names(teachers: Sequence[Teacher]) -> None:
+def _check_names(teachers: Sequence[Teacher], corpus: Corpus) -> None:
     names = [teacher.name for teacher in teachers]
     if not names or len(set(names)) != len(names):
         raise CacheError(f"expected one or more teachers of different names, found {names}")
+    sources = [source.name for source in corpus.spec.sources]
+    for teacher in teachers:
+        unknown = sorted(set(teacher.prompts) - {*sources, DEFAULT_PROMPT})
+        if unknown:
+            raise CacheError(
+                f"teacher {teacher.name!r} has a prompt for the source {unknown[0]!r}, which the "
+                f"corpus has not; it has {', '.join(sources)} (and {DEFAULT_PROMPT!r} is for all)"
+            )
 
 
 def _source(teacher: Teacher, base: Path) -> _Source:
@@ -152,10 +169,11 @@ def _fingerprinted(teacher: Teacher, folder: Path, revision: str | None) -> _Sou
 def _plan(cache: Path, corpus: Corpus, options: Options, phase: Phase) -> Plan:
     plan = read_plan(cache)
     if plan is None and options.rank.index == 0:
-        if cache.exists() and any(cache.iterdir()) and not (cache / "plan").is_dir():
-            raise CacheError(f"{cache} is not empty and is not a cache; give another folder")
+        _check_new(cache)
         with phase("planning", corpus.spec.texts) as advance:
             plan = make_plan(cache, corpus, rows_per_shard=options.rows_per_shard, on_text=advance)
+    elif options.rank.index == 0:
+        clear_progress(cache)  # of a planner that died between its last two steps
     while plan is None:
         time.sleep(POLL_SECONDS)
         plan = read_plan(cache)
@@ -166,6 +184,18 @@ def _plan(cache: Path, corpus: Corpus, options: Options, phase: Phase) -> Plan:
             "build into another folder, or with the recipe it was begun with"
         )
     return plan
+
+
+def _check_new(cache: Path) -> None:
+    """A cache begins in an empty folder, or in one where planning was broken off."""
+    if cache.exists() and not cache.is_dir():
+        raise CacheError(f"{cache} is a file, not a folder; give another one")
+    for path in cache.glob("*"):
+        if path.name != PLAN_FOLDER and not path.name.startswith(f".{PLAN_FILE}."):
+            raise CacheError(
+                f"{cache} is not a cache: it has no {PLAN_FILE} but it holds {path.name}; "
+                "give an empty folder or a new one"
+            )
 
 
 def _fit(source: _Source, cache: Path, plan: Plan, options: Options) -> _Source:
@@ -210,7 +240,8 @@ def _begun(cache: Path, sources: Sequence[_Source]) -> Build | None:
             "build into another folder"
         )
     for block, source in zip(begun.blocks, sources, strict=True):
-        declared = loading.declared(source.teacher, source.fingerprint)
+        # A teacher that is still to be fitted has no fingerprint to compare.
+        declared = loading.declared(source.teacher, source.fingerprint or block.fingerprint)
         difference = first_difference(
             {name: block.to_json()[name] for name in declared}, declared, block.teacher
         )
@@ -291,9 +322,6 @@ def _encode_shards(
 
 
 def _finish(cache: Path, plan: Plan, begun: Build) -> Manifest | None:
-    path = cache / MANIFEST_FILE
-    if path.exists():
-        return Manifest.from_json(read_json(path), str(path))
     records = [committed(cache, index) for index in range(len(plan.shards))]
     shards = tuple(record for record in records if record is not None)
     if len(shards) < len(records):
@@ -315,7 +343,10 @@ def _finish(cache: Path, plan: Plan, begun: Build) -> Manifest | None:
         counts=plan.counts,
         shards=shards,
     )
-    write_record(path, manifest)
+    # A finished cache has one already. It differs where lost shards came out otherwise this time.
+    path = cache / MANIFEST_FILE
+    if not path.exists() or Manifest.from_json(read_json(path), str(path)) != manifest:
+        write_record(path, manifest)
     return manifest
 
 

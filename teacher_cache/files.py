@@ -77,10 +77,14 @@ def commit_bytes(path: Path, data: bytes) -> Written:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of builders of this host that no longer live."""
-    for path in folder.glob(".*.tmp"):
+    """Remove, in a folder and all below it, what dead builders of this host left behind.
+
+    A file that bears this process's own number is a dead builder's too: in a container that starts
+    again, every builder has the same number. So call it while this process writes nothing there.
+    """
+    for path in folder.rglob(".*.tmp"):
         match = _TEMPORARY.match(path.name)
-        if match and match["host"] == _host() and not _alive(int(match["pid"])):
+        if match and match["host"] == _host() and not _of_another_alive(int(match["pid"])):
             path.unlink(missing_ok=True)
 
 
@@ -88,7 +92,9 @@ def _host() -> str:
     return re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())
 
 
-def _alive(pid: int) -> bool:
+def _of_another_alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

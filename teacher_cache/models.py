@@ -60,14 +60,20 @@ def fingerprint(folder: Path, files: Iterable[Path]) -> str:
 
 
 def _package_folder(package: str, what: str) -> Path:
+    if not package.isidentifier():
+        raise ModelError(f"{what}: expected {PACKAGE_PREFIX}NAME, found {package!r} as its name")
     try:
         module = importlib.import_module(package)
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
         distribution = package.replace("_", "-")
         raise ModelError(
             f"{what} comes with the package {distribution}, which is not installed: "
             f"pip install {distribution}"
         ) from None
+    if not hasattr(module, "get_model_path"):
+        raise ModelError(f"{what}: the package {package} holds no model (no get_model_path)")
     return Path(module.get_model_path())
 
 

@@ -24,6 +24,7 @@ from teacher_cache.format import (
     identity_of,
     read_json,
     shard_path,
+    shard_schema,
 )
 
 
@@ -142,6 +143,10 @@ class CacheReader:
         """
         return (self._shards.get(number) or self._open(number)).batch
 
+    @property
+    def _advice(self) -> str:
+        return f"see what else is wrong with: jasper-cache verify {self.path}"
+
     def _column(self, name: str, rows: ArrayLike | Iterable[int]) -> list[Any]:
         places = self._places(self._rows(rows))
         return [shard.batch.column(name)[row].as_py() for shard, row in places]
@@ -174,8 +179,11 @@ class CacheReader:
             # The mapping outlives the file handle: 977 shards would exhaust the usual 1,024.
             with pa.memory_map(str(path)) as source:
                 batch = pa.ipc.open_file(source).get_batch(0)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise CacheError(f"{path} cannot be read: {error}") from None
+            # Reads texts and no vectors. Where a text's offset is damaged, to use it could end the
+            # process: Arrow follows it wherever it points.
+            batch.validate(full=True)
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise CacheError(f"{path} cannot be read: {error}; {self._advice}") from None
         metadata = batch.schema.metadata or {}
         expected = {b"identity": self.identity.encode(), b"shard": str(number).encode()}
         for key, value in expected.items():
@@ -184,6 +192,9 @@ class CacheReader:
                     f"{path}: its {key.decode()} is {metadata.get(key)!r}, expected {value!r}: "
                     "the file belongs elsewhere"
                 )
+        schema = shard_schema(self.manifest.width, len(self.manifest.blocks), {})
+        if batch.schema != schema or batch.num_rows != self.manifest.shards[number].rows:
+            raise CacheError(f"{path} has other columns or rows than expected; {self._advice}")
         column = batch.column("embedding")
         vectors = column.flatten().to_numpy(zero_copy_only=True)
         shard = _Shard(batch, vectors.reshape(len(column), self.manifest.width))
@@ -218,11 +229,21 @@ def _read_manifest(path: Path) -> Manifest:
             f"{file}: what it describes has the identity {found}, but it claims "
             f"{manifest.identity}: the file was changed"
         )
-    if sum(shard.rows for shard in manifest.shards) != manifest.rows or manifest.width != sum(
-        block.width for block in manifest.blocks
-    ):
-        raise CacheError(f"{file}: its rows or widths do not add up")
+    if not _adds_up(manifest):
+        raise CacheError(f"{file}: its rows or widths do not add up: the file was changed")
     return manifest
+
+
+def _adds_up(manifest: Manifest) -> bool:
+    rows = [shard.rows for shard in manifest.shards]
+    ends = [block.columns.stop for block in manifest.blocks]
+    return (
+        sum(rows) == manifest.rows
+        and all(count == manifest.rows_per_shard for count in rows[:-1])
+        and 0 <= manifest.held_out_rows < manifest.rows
+        and [0, *ends[:-1]] == [block.offset for block in manifest.blocks]
+        and ends[-1:] == [manifest.width]
+    )
 
 
 def _check_sizes(path: Path, manifest: Manifest) -> None:

@@ -140,7 +140,7 @@ def resolve(spec: TeacherSpec) -> Teacher:
     if row is None:
         if spec.encoder is None:
             near = difflib.get_close_matches(spec.name, TEACHERS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise TeacherError(
                 f"teacher {spec.name!r} is not in the table ({', '.join(TEACHERS)}){hint} "
                 "A model of your own needs `encoder` and `path`"

@@ -10,7 +10,15 @@ import pyarrow as pa
 import xxhash
 
 from data.corpus import text_id
-from teacher_cache.format import CacheError, FileRecord, read_json, record_path, shard_path
+from teacher_cache.format import (
+    PLAN_FILE,
+    CacheError,
+    FileRecord,
+    read_json,
+    record_path,
+    shard_path,
+)
+from teacher_cache.plan import read_plan, read_texts
 from teacher_cache.reader import CacheReader
 
 NORM_TOLERANCE = 2e-3
@@ -24,13 +32,33 @@ def verify(reader: CacheReader, advance: Callable[[int], None] = lambda _: None)
 
     Of every shard: its file is there and has the size and checksum of its record; the record is
     the manifest's; every id is the digest of its text; the ids are those of the record; every
-    vector is finite and of unit length. `advance` is told of every finished shard.
+    vector is finite and of unit length. Of the plan, where it was kept: it is the manifest's, and
+    its files have their checksums. `advance` is told of every finished shard.
     """
-    problems: list[str] = []
+    problems = list(_of_plan(reader))
     for index, expected in enumerate(reader.manifest.shards):
         problems += _of_shard(reader, index, expected)
         advance(1)
     return problems
+
+
+def _of_plan(reader: CacheReader) -> Iterator[str]:
+    where = reader.path / PLAN_FILE
+    try:
+        plan = read_plan(reader.path)
+    except CacheError as error:
+        yield str(error)
+        return
+    if plan is None:
+        return
+    for name in ("rows", "held_out_rows", "rows_per_shard", "ids_digest", "corpus", "counts"):
+        if getattr(plan, name) != getattr(reader.manifest, name):
+            yield f"{where}: its {name} differs from the manifest's"
+    for index in range(len(plan.shards)):
+        try:
+            read_texts(reader.path, plan, index)
+        except CacheError as error:
+            yield str(error)
 
 
 def _of_shard(reader: CacheReader, index: int, expected: FileRecord) -> Iterator[str]:

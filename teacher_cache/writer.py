@@ -107,6 +107,8 @@ def write_shard(
         ],
         schema=schema,
     )
+    # Where a lost shard is written again, its old record must not vouch for the new bytes.
+    record_path(cache, index).unlink(missing_ok=True)
     written = _commit_table(shard_path(cache, index), table)
     record = FileRecord(len(texts), written.bytes, written.checksum, digest)
     write_record(record_path(cache, index), record)
@@ -135,10 +137,12 @@ def _norms(texts: Texts, teacher: str, vectors: FloatArray) -> FloatArray:
     # In float64: the square of a large float32 activation would overflow.
     squares: NDArray[np.float64] = np.einsum("nw,nw->n", vectors, vectors, dtype=np.float64)
     norms = np.sqrt(squares)
-    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    # Outside of these, float32 has no norm to divide by: the row would come out as 0 or infinite.
+    limits = np.finfo(np.float32)
+    bad = np.flatnonzero(~((norms >= limits.tiny) & (norms <= limits.max)))
     if len(bad):
         first = int(bad[0])
-        what = "zero" if norms[first] == 0 else "not finite"
+        what = "zero" if norms[first] < limits.tiny else "not finite"
         raise CacheError(
             f"teacher {teacher}: the vector of text {texts.ids[first].hex()} is {what} "
             f"({len(bad)} such in this shard); the text begins {texts.texts[first][:60]!r}; "

@@ -21,14 +21,17 @@ TEXTS = 56
 WIDTH = 8
 SAMPLE = 32
 
-_WORDS = ["river", "house", "letter", "winter", "engine", "table", "window", "teacher", "captain", "garden", "music", "silver", "bridge", "paper,", "morning,", "evening;", "slowly", "near", "under", "turned", "carried", "opened", "remembers,", "don't", "knows!"]
+_WORDS = """
+    river house letter winter engine table window teacher captain garden music silver bridge
+    paper, morning, evening; slowly near under turned carried opened remembers, don't knows!
+"""
 
 
 def write_corpus(folder: Path) -> None:
     """`web.jsonl` and `asked.jsonl`: lines of 1 to 24 words, of which some come twice."""
     rng = random.Random(7)
     for source, count in (("web", 50), ("asked", 20)):
-        texts = [" ".join(rng.choices(_WORDS, k=rng.randint(1, 24))) for _ in range(count)]
+        texts = [" ".join(rng.choices(_WORDS.split(), k=rng.randint(1, 24))) for _ in range(count)]
         texts += texts[:3]
         lines = (json.dumps({"text": text}) + "\n" for text in texts)
         (folder / f"{source}.jsonl").write_text("".join(lines))
@@ -62,10 +65,10 @@ def lsa(**changes: Any) -> Teacher:
 
 
 def make(
-    cache: Path, texts: Corpus, teachers: Sequence[Teacher], *, rank: Rank = Rank()
+    cache: Path, texts: Corpus, teachers: Sequence[Teacher], *, rank: Rank | None = None
 ) -> Manifest | None:
     """Build a cache of small shards; batches hold few texts, so that there are several."""
-    options = Options(rank=rank, token_budget=128, rows_per_shard=ROWS_PER_SHARD)
+    options = Options(rank=rank or Rank(), token_budget=128, rows_per_shard=ROWS_PER_SHARD)
     return build(cache, texts, teachers, options=options)
 
 

@@ -24,13 +24,13 @@ SPECIAL = {
     "mask_token": "[MASK]",
 }
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-_WORDS = ["the", "of", "and", "to", "in", "is", "was", "for", "with", "that", "she", "he", "from", "river", "house", "letter", "winter", "engine"]
+_WORDS = "the of and to in is was for with that she he from river house letter winter engine"
 VOCABULARY = [
     *SPECIAL.values(),
     *_LETTERS,
     *(f"##{letter}" for letter in _LETTERS),
     *".,:;?!'-",
-    *_WORDS,
+    *_WORDS.split(),
 ]
 
 

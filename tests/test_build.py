@@ -264,9 +264,7 @@ def tfidf(texts: list[str], grams: list[str], idf: Floats) -> Floats:
 def ngrams(text: str) -> list[str]:
     """The n-grams of 2 to 4 characters of every word with a space on either side."""
     words = [f" {word} " for word in text.lower().split()]
-    return [
-        word[i : i + n] for word in words for n in (2, 3, 4) for i in range(len(word) - n + 1)
-    ]
+    return [word[i : i + n] for word in words for n in (2, 3, 4) for i in range(len(word) - n + 1)]
 
 
 def lsa_vectors(cache: CacheReader, texts: list[str]) -> tuple[Floats, NDArray[np.int64]]:

@@ -83,14 +83,14 @@ def test_record_with_other_fields_is_refused_with_its_place(record: Any) -> None
 
 @pytest.mark.parametrize("wrong", [[], "text", None, 7])
 def test_record_that_is_no_object_is_refused(wrong: Any) -> None:
-    with pytest.raises(CacheError, match="^here: expected the fields"):
+    with pytest.raises(CacheError, match=r"^here: expected the fields"):
         FileRecord.from_json(wrong, "here")
 
 
 @pytest.mark.parametrize("wrong", [None, 7, {"a": 1}, [7]])
 def test_manifest_whose_shards_are_no_records_is_refused(wrong: Any) -> None:
     data = {**MANIFEST.to_json(), "shards": wrong}
-    with pytest.raises(CacheError, match="^here: shards: expected "):
+    with pytest.raises(CacheError, match=r"^here: shards: expected "):
         Manifest.from_json(data, "here")
 
 

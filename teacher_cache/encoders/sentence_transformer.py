@@ -14,18 +14,22 @@ from teacher_cache.encoders.protocol import Encoded
 from teacher_cache.teachers import Teacher, TeacherError
 
 _SUFFIXES = {".safetensors", ".json", ".txt", ".model"}
+_OTHER_FORMATS = {"onnx", "openvino"}
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.", "spiece.model", "sentencepiece.")
 
 
 def files(folder: Path, teacher: Teacher) -> list[Path]:
     """Weights, configuration and tokenizer of a sentence-transformers folder.
 
     Raises:
-        TeacherError: it has no modules.json or no safetensors.
+        TeacherError: it has no modules.json, no safetensors or no tokenizer.
     """
     found = [
         path
         for path in folder.rglob("*")
-        if path.suffix in _SUFFIXES and not {"onnx", "openvino"} & set(path.parts)
+        if path.suffix in _SUFFIXES
+        and path.is_file()
+        and not _OTHER_FORMATS & set(path.relative_to(folder).parts)
     ]
     if folder / "modules.json" not in found:
         raise TeacherError(
@@ -37,22 +41,59 @@ def files(folder: Path, teacher: Teacher) -> list[Path]:
             f"teacher {teacher.name!r}: {folder} has no weights (*.safetensors; pickled weights "
             "are not read)"
         )
+    if not any(path.name.startswith(_TOKENIZERS) for path in found):
+        # Without one the library makes up a tokenizer that knows no word.
+        raise TeacherError(f"teacher {teacher.name!r}: {folder} has no tokenizer")
     return found
 
 
 def load(
     folder: Path, teacher: Teacher, *, device: str, token_budget: int | None
 ) -> SentenceTransformerEncoder:
-    """Load the folder in the teacher's dtype. No code of the folder is run."""
+    """Load the folder in the teacher's dtype. No code of the folder is run.
+
+    Raises:
+        TeacherError: the libraries cannot load it, or the weights lack a tensor.
+    """
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(
-        str(folder),
-        device=device,
-        local_files_only=True,
-        model_kwargs={"dtype": getattr(torch, teacher.dtype), "use_safetensors": True},
-    )
+    try:
+        model = SentenceTransformer(
+            str(folder),
+            device=device,
+            local_files_only=True,
+            model_kwargs={"dtype": getattr(torch, teacher.dtype), "use_safetensors": True},
+        )
+        missing = _missing_tensors(model)
+    except Exception as error:  # several libraries read the folder, each with errors of its own
+        raise TeacherError(
+            f"teacher {teacher.name!r}: {folder} cannot be loaded on {device}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if missing:
+        raise TeacherError(
+            f"teacher {teacher.name!r}: the weights in {folder} lack {len(missing)} tensors, the "
+            f"first is {missing[0]}; fetch them again"
+        )
     return SentenceTransformerEncoder(model.eval(), teacher, token_budget)
+
+
+def _missing_tensors(model: Any) -> list[str]:
+    """The tensors of the transformer that its files lack: transformers draws them at random.
+
+    BERT's own pooler may be missing: sentence-transformers does not use it.
+    """
+    body = getattr(model[0], "auto_model", None)
+    if body is None:
+        return []
+    _, report = type(body).from_pretrained(
+        body.name_or_path,
+        output_loading_info=True,
+        local_files_only=True,
+        use_safetensors=True,
+        device_map="meta",  # the names alone: no weight is read a second time
+    )
+    return sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
 
 
 class SentenceTransformerEncoder:
@@ -66,7 +107,8 @@ class SentenceTransformerEncoder:
         self.model = model
         self.teacher = teacher
         self.device = torch.device(model.device)
-        self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET[self.device.type]
+        default = DEFAULT_TOKEN_BUDGET.get(self.device.type, DEFAULT_TOKEN_BUDGET["cpu"])
+        self.token_budget = token_budget or default
         self.width: int = model.get_embedding_dimension()
         limits = [n for n in (teacher.max_tokens, model.max_seq_length) if n is not None]
         self.max_tokens = min(limits, default=None)
@@ -79,9 +121,9 @@ class SentenceTransformerEncoder:
             )
 
     def prepare(self, texts: Sequence[str], prompts: Sequence[str]) -> Tokenized:
-        """Tokenise as the library does: outer white space stripped, cut at the longest length."""
+        """Tokenise as the library does: prompt and text as they are, cut at the longest length."""
         tokenizer = self.model.tokenizer
-        inputs = [prompt + text.strip() for prompt, text in zip(prompts, texts, strict=True)]
+        inputs = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
         ids = tokenizer(
             inputs,
             truncation=self.max_tokens is not None,

