@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from student.body import body_layers, keep_layers, load_body
+from student.body import body_layers, keep_layers, load_body, transformer_folder
 from student.spec import StudentError, StudentSpec
 from student.stages import FULL_HEAD, StageError
 from student.tokens import TextTokenizer
@@ -172,6 +172,7 @@ def create(spec: StudentSpec, folder: Path, target_width: int, seed: int) -> Stu
     Raises:
         StudentError: the folder holds no text encoder, or lacks a layer that is to be kept.
     """
+    folder = transformer_folder(folder)
     body = load_body(folder)
     if spec.layers is not None:
         keep_layers(body, spec.layers)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from student.body import body_layers, configuration, keep_layers
+from student.body import body_layers, configuration, keep_layers, transformer_folder
 from student.model import Student
 from student.run import StageRun, start_of
 from student.stages import FULL_HEAD
@@ -54,12 +54,13 @@ def plan(run: StageRun, reader: CacheReader, init: Path) -> dict[str, Any]:
 def _skeleton(run: StageRun, reader: CacheReader, init: Path) -> Student:
     from transformers import AutoModel
 
+    folder = transformer_folder(init)
     with torch.device("meta"):
-        body: nn.Module = AutoModel.from_config(configuration(init))  # type: ignore[no-untyped-call]
+        body: nn.Module = AutoModel.from_config(configuration(folder))  # type: ignore[no-untyped-call]
         if run.student.layers is not None:
             keep_layers(body, run.student.layers)
         widths = {FULL_HEAD: reader.width(run.teachers), **run.student.reduced_heads}
-        return Student(body, widths, TextTokenizer(init, run.student.max_tokens), run.student)
+        return Student(body, widths, TextTokenizer(folder, run.student.max_tokens), run.student)
 
 
 def _layers_with_graph(student: Student, trained: dict[str, nn.Parameter]) -> int:

@@ -195,10 +195,11 @@ class _Loop:
                 elapsed = time.perf_counter() - began
                 metrics["samples_per_second"] = (step + 1 - done) * order.batch_size / elapsed
                 metrics["data_wait"] = waited / elapsed
-                if (step + 1) % LOG_EVERY == 0 or step + 1 == run.spec.steps:
+                last = step + 1 == run.spec.steps
+                if (step + 1) % LOG_EVERY == 0 or last:
                     log.write(step + 1, metrics)
                 self.on_step(step + 1, metrics)
-                if (step + 1) % self.save_every == 0 and accelerator.is_main_process:
+                if ((step + 1) % self.save_every == 0 or last) and accelerator.is_main_process:
                     checkpoint.save(
                         run.checkpoints, step + 1, self.trained, self.optimizer, run.facts()
                     )

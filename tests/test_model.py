@@ -64,6 +64,17 @@ def test_kept_layers_are_those_of_the_original(small_encoder: Path) -> None:
     assert student.text.config.num_hidden_layers == 2
 
 
+def test_transformer_is_found_inside_a_sentence_transformers_folder(
+    small_encoder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small_encoder, tmp_path / "model" / "0_Transformer")
+    modules = [{"idx": 0, "name": "0", "path": "0_Transformer", "type": "Transformer"}]
+    (tmp_path / "model" / "modules.json").write_text(json.dumps(modules))
+    nested = create(SPEC, tmp_path / "model", target_width=10, seed=0).state_dict()
+    plain = create(SPEC, small_encoder, target_width=10, seed=0).state_dict()
+    assert all(torch.equal(nested[name], plain[name]) for name in plain)
+
+
 @pytest.mark.parametrize("layers", [(0, 3), (-1,), ()])
 def test_layer_that_is_not_there_is_refused(small_encoder: Path, layers: tuple[int, ...]) -> None:
     spec = SPEC.model_copy(update={"layers": layers})
