@@ -21,25 +21,20 @@ import gc
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from transformers import MistralConfig, MistralModel, Qwen2Config, Qwen2Model
+from random_teachers import SUBJECTS
 
-from teacher_cache.encoders import body as bodies
 from teacher_cache.encoders import loading
 from teacher_cache.encoders.batching import Tokenized, padding_waste, plan_batches
-from teacher_cache.encoders.latent_attention import LatentAttention, LatentSizes
-from teacher_cache.encoders.nv_embed import NvEmbedEncoder
-from teacher_cache.encoders.stella import StellaEncoder
 from teacher_cache.format import ROWS_PER_SHARD
 from teacher_cache.teachers import TeacherSpec, resolve
 
@@ -57,23 +52,6 @@ TEXTS = {
 TINY_TEXTS = 64
 OTHER_BUDGET = {"cpu": 2048, "cuda": 16_384}
 """Padded tokens in a batch, beside the device's default."""
-
-STELLA = {
-    "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
-    "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151_646,
-    "rope_theta": 1e6, "rms_norm_eps": 1e-6, "use_sliding_window": False,
-}  # fmt: skip
-STELLA_WIDTH = 8192
-NV_EMBED = {
-    "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32_000,
-    "rope_theta": 1e4, "rms_norm_eps": 1e-5, "sliding_window": None,
-}  # fmt: skip
-TINY = {
-    "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1000,
-}  # fmt: skip
-TINY_LATENT = {"latent_dim": 64, "hidden_dim": 64, "num_latents_value": 16, "cross_dim_head": 64}
 
 Times = dict[str, list[float]]
 
@@ -154,9 +132,9 @@ def _compare(device: str, dtype: str, texts: int, repeats: int) -> Iterator[str]
         for batch in in_batches_of(BATCH, np.arange(texts)):
             encoder.model.encode([inputs[i] for i in batch], show_progress_bar=False)
 
-    agreement = (ours() * theirs()).sum(1).min()
-    if not agreement > 0.999:
-        raise SystemExit(f"the two give different vectors: lowest cosine {agreement:.5f}")
+    cosine = torch.cosine_similarity(*map(torch.from_numpy, (ours(), theirs()))).min()
+    if not cosine > 0.999:
+        raise SystemExit(f"the two give different vectors: lowest cosine {cosine:.5f}")
     names = (*(f"ours, {budget:,} tokens a batch" for budget in budgets), *LIBRARY)
     calls = (ours, lambda: ours(budgets[1]), theirs, theirs_in_calls)
     seconds = take_turns(dict(zip(names, calls, strict=True)), repeats)
@@ -185,92 +163,6 @@ def _texts(tokenizer: Any, lengths: NDArray[np.int64]) -> list[str]:
 
 
 # Beside the device's matrix products
-
-
-@dataclass(frozen=True)
-class Subject:
-    """An encoder and what its arithmetic costs.
-
-    `parameters` are those of the matrices that every token passes, `score_width` the sum over the
-    layers of the width that a token's attention scores and values have.
-    """
-
-    encoder: Any
-    parameters: int
-    score_width: int
-    vocabulary: int
-
-    def flop(self, lengths: NDArray[np.int64]) -> float:
-        """Floating-point operations on real tokens: two a parameter, four a score and column."""
-        tokens, pairs = float(lengths.sum()), float((lengths**2).sum())
-        return 2 * self.parameters * tokens + 4 * self.score_width * pairs
-
-
-def stella(device: torch.device, tiny: bool) -> Subject:
-    fields = {**STELLA, **(TINY if tiny else {})}
-    body = _body(Qwen2Model, Qwen2Config, fields, device)
-    dense = {"weight": (STELLA_WIDTH, fields["hidden_size"]), "bias": (STELLA_WIDTH,)}
-    head = dict(_random(dense, device, torch.float32))
-    encoder = StellaEncoder(
-        body, head["weight"], head["bias"], _no_tokenizer(), device, token_budget=None
-    )
-    return _subject(encoder, body, 0)
-
-
-def nv_embed(device: torch.device, tiny: bool) -> Subject:
-    fields = {**NV_EMBED, **(TINY if tiny else {})}
-    latent_fields = TINY_LATENT if tiny else {}
-    sizes = LatentSizes.from_config(latent_fields, fields["hidden_size"], __file__)
-    latents = dict(_random(sizes.shapes(), device, torch.float32))
-    layer = LatentAttention(latents, sizes, torch.bfloat16)
-    del latents
-    body = _body(MistralModel, MistralConfig, fields, device)
-    encoder = NvEmbedEncoder(
-        body, layer, _no_tokenizer(), resolve(TeacherSpec(name="nv-embed-v2")), device, None
-    )
-    # As it is computed, with keys and values folded into matrices; as published it would be more.
-    gated = sizes.mult * sizes.width * sizes.width
-    return _subject(encoder, body, 2 * sizes.heads * sizes.latents * sizes.width + 3 * gated)
-
-
-SUBJECTS = {"stella": stella, "nv-embed": nv_embed}
-
-
-def _subject(encoder: Any, body: Any, further: int) -> Subject:
-    matrices = {name: p for name, p in body.named_parameters() if p.ndim == 2}
-    embedding = matrices.pop("embed_tokens.weight")
-    config = body.config
-    return Subject(
-        encoder,
-        parameters=further + sum(p.numel() for p in matrices.values()),
-        score_width=config.num_hidden_layers * config.hidden_size,
-        vocabulary=len(embedding),
-    )
-
-
-def _body(model: Any, config: Any, fields: Mapping[str, Any], device: torch.device) -> Any:
-    body = bodies.empty_body(model, config, fields, __file__)
-    shapes = bodies.expected_shapes(body, "")
-    return bodies.fill(body, _random(shapes, device, torch.bfloat16), device)
-
-
-def _random(
-    shapes: Mapping[str, tuple[int, ...]], device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights that keep the scale of what passes them; norms pass it on as it is."""
-    generator = torch.Generator(device).manual_seed(0)
-    for name, shape in shapes.items():
-        if len(shape) == 1:
-            kind = torch.ones if name.endswith("weight") else torch.zeros
-            yield name, kind(shape, device=device, dtype=dtype)
-        else:
-            drawn = torch.randn(shape, device=device, dtype=dtype, generator=generator)
-            yield name, drawn.mul_(shape[-1] ** -0.5)
-
-
-def _no_tokenizer() -> Any:
-    """What an encoder asks of its tokenizer once texts are token ids."""
-    return SimpleNamespace(pad_id=0, eos_id=0, count=len)
 
 
 def matrix_rate(device: torch.device, tiny: bool) -> float:
@@ -367,7 +259,7 @@ def hardware(device: torch.device) -> str:
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} used"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", choices=("minilm", *SUBJECTS), default=["minilm"])
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -375,15 +267,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="the same path with tiny bodies")
     parser.add_argument("--report", type=Path)
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     cuda = given.device == "cuda" or (given.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if cuda else "cpu")
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     load = [os.getloadavg()[0]]
     lines: list[str] = []
     for model in given.model:
-        usual = TINY_TEXTS if given.tiny else TEXTS[model][device.type]
-        texts = given.texts or usual
+        texts = given.texts or (TINY_TEXTS if given.tiny else TEXTS[model][device.type])
         if model == "minilm":
             lines += compare_with_library(str(device), texts, given.repeats)
         else:
@@ -393,16 +285,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
     load.append(os.getloadavg()[0])
-    options = [f"--model {' '.join(given.model)}", f"--device {device.type}"]
-    options += [f"--texts {given.texts}"] if given.texts else []
-    options += [f"--repeats {given.repeats}", *(["--tiny"] if given.tiny else [])]
     header = [
         "# " + __doc__.splitlines()[0],
         "",
         f"Hardware: {hardware(device)}; load average {load[0]:.1f} before, {load[1]:.1f} after. "
         f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}.",
-        f"Command: `python benchmarks/encode.py {' '.join(options)}`",
+        f"Command: `python benchmarks/encode.py {' '.join(sys.argv[1:])}`",
         "",
     ]
     report = "\n".join([*header, *lines, *waste_of_a_shard()]).rstrip() + "\n"

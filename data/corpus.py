@@ -1,25 +1,29 @@
 """The corpus: an ordered stream of distinct texts, mixed from several sources.
 
 A corpus is a pure function of its files and its `CorpusSpec`: every pass gives the same texts in
-the same order. Memory is one row per source and the ids seen so far: `IdSet` says how much.
+the same order. Memory is one row per source and what `Seen` keeps of the texts so far.
 """
 
-from array import array
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data.augment import cut, is_chosen, shuffled
+from data.duplicates import IdSet, Seen
 from data.files import CorpusError
-from data.sources import BadRow, Group, SourceSpec, open_source
+from data.mix import CorpusCounts, SourceCounts, State, Stream, mixed
+from data.sources import Group, SourceSpec, open_source
 
 __all__ = [
     "Corpus",
     "CorpusCounts",
     "CorpusError",
+    "CorpusPass",
     "CorpusSpec",
     "IdSet",
     "SourceCounts",
@@ -66,7 +70,20 @@ class CorpusSpec(BaseModel):
         description="What to do with a row that is empty, no text, broken JSON or invalid UTF-8: "
         "stop there, or count it and go on. Damaged files always stop.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Chooses which rows are held out.")
+    near_duplicates: Literal["drop", "keep"] = Field(
+        "keep",
+        description="What to do with a text that differs from one before it in nothing but case, "
+        "punctuation, white space and compatibility forms of characters.",
+    )
+    shuffle_words: float = Field(
+        0.0, ge=0, le=1, description="Fraction of the texts whose words are put in random order."
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**63,
+        description="Chooses which rows are held out, which texts are cut, where, and shuffled.",
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -75,33 +92,6 @@ class CorpusSpec(BaseModel):
         if twice:
             raise ValueError(f"source names must differ, found twice: {', '.join(twice)}")
         return self
-
-
-@dataclass(slots=True)
-class SourceCounts:
-    """What has become of one source: `read` and `skipped` count rows, the others texts."""
-
-    read: int = 0
-    skipped: int = 0
-    kept: int = 0
-    duplicates: int = 0
-    held_out: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class CorpusCounts:
-    """What has become of every source, by name, up to the text given last."""
-
-    sources: dict[str, SourceCounts] = field(default_factory=dict)
-
-    @property
-    def kept(self) -> int:
-        """Texts given so far."""
-        return sum(counts.kept for counts in self.sources.values())
-
-    def as_dict(self) -> dict[str, dict[str, int]]:
-        """Return the counts by source and then by name, for JSON."""
-        return {name: asdict(counts) for name, counts in self.sources.items()}
 
 
 def text_id(text: str) -> bytes:
@@ -134,143 +124,109 @@ class Corpus:
     def __init__(self, spec: CorpusSpec, base: Path = Path()) -> None:
         self.spec = spec
         self.counts = CorpusCounts()
-        self._passes = [open_source(source, base) for source in spec.sources]
+        self._sources = [open_source(source, base) for source in spec.sources]
 
-    def __iter__(self) -> Iterator[Text]:
-        spec = self.spec
+    def __iter__(self) -> "CorpusPass":
+        return self.start()
+
+    def start(
+        self, state: State | None = None, seen: Iterable[tuple[bytes, str]] = ()
+    ) -> "CorpusPass":
+        """Begin a pass, or go on behind the text after which another one gave its `state`.
+
+        `seen` are then the texts given up to there, with their ids, in any order. What follows is
+        what would have followed, counts included. Nothing that was read is read again, except that
+        a file is passed over up to the row where reading stopped.
+        """
         streams = [
-            _Stream(source, start(), spec.bad_rows)
-            for source, start in zip(spec.sources, self._passes, strict=True)
+            Stream(
+                source, start, self.spec.bad_rows, state["sources"][source.name] if state else None
+            )
+            for source, start in zip(self.spec.sources, self._sources, strict=True)
         ]
         self.counts = CorpusCounts({stream.name: stream.counts for stream in streams})
-        seen = IdSet()
-        kept = 0
-        for stream, group in _mixed(streams):
-            counts = stream.counts
-            ids = [text_id(text) for text in group]
-            held_out = is_held_out(ids[0], spec.held_out, spec.seed)
-            for id_, text in zip(ids, group, strict=True):
-                if not seen.add(id_):
-                    counts.duplicates += 1
-                    continue
-                counts.kept += 1
-                counts.held_out += held_out
-                yield Text(id_, text, stream.name, held_out)
-                kept += 1
-                if kept == spec.texts:
-                    return
+        return CorpusPass(self.spec, streams, state["group"] if state else None, seen)
 
 
-class IdSet:
-    """The ids seen so far, kept as their first 64 bits in one flat table.
-
-    Two different texts are taken for one with a chance of 2e-6 in a corpus of 8 million, and of
-    3e-4 in one of 100 million. The tables take 134 MB and 1.1 GB, and 2.6 times that for the
-    moment in which they grow; a Python set takes 650 MB and about 9 GB.
-    """
-
-    # Open addressing with linear probing. A key starts at the slot that its leading bits name,
-    # so sorted keys lie in the order of their slots, and a larger table is filled in one go. A
-    # free slot holds 0.
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._resize(12)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, id_: bytes) -> bool:
-        """Add an id; False if it was there already."""
-        if not self._put(int.from_bytes(id_[:8], "big") or 1):
-            return False
-        self._count += 1
-        if 4 * self._count > 3 * len(self._slots):
-            self._grow()
-        return True
-
-    def _resize(self, bits: int) -> None:
-        self._slots = array("Q", (0,)) * (1 << bits)
-        self._shift = 64 - bits
-
-    def _put(self, key: int) -> bool:
-        slots = self._slots
-        slot = key >> self._shift
-        while found := slots[slot]:
-            if found == key:
-                return False
-            slot = (slot + 1) % len(slots)
-        slots[slot] = key
-        return True
-
-    def _grow(self) -> None:
-        import numpy as np
-
-        keys = np.frombuffer(self._slots, np.uint64)
-        keys = keys[keys != 0]
-        keys.sort()
-        self._resize(65 - self._shift)
-        # Each key goes to its own slot or, where that is taken, behind the key before it.
-        order = np.arange(len(keys))
-        slots = (keys >> self._shift).astype(np.int64)
-        slots -= order
-        np.maximum.accumulate(slots, out=slots)
-        slots += order
-        fitting = int(np.searchsorted(slots, len(self._slots)))
-        np.frombuffer(self._slots, np.uint64)[slots[:fitting]] = keys[:fitting]
-        for key in keys[fitting:].tolist():
-            self._put(key)
-
-
-class _Stream:
-    """One source during a pass: draws its groups and counts what becomes of them."""
+class CorpusPass(Iterator[Text]):
+    """One pass over a corpus; see `Corpus.start`."""
 
     def __init__(
         self,
-        source: SourceSpec,
-        groups: Iterator[Group | BadRow],
-        bad_rows: Literal["refuse", "skip"],
+        spec: CorpusSpec,
+        streams: list[Stream],
+        group: State | None,
+        seen: Iterable[tuple[bytes, str]],
     ) -> None:
-        self.name = source.name
-        self.weight = source.weight
-        self.counts = SourceCounts()
-        self._groups = groups
-        self._bad_rows = bad_rows
+        self._spec = spec
+        self._streams = streams
+        self._kept = sum(stream.counts.kept for stream in streams)
+        self._seen = Seen(near=spec.near_duplicates == "drop")
+        for id_, text in seen:
+            self._seen.add(id_, text)
+        # The group at hand: whose it is, whether it is held out, and what of it is still to come.
+        self._stream = streams[group["source"]] if group else streams[0]
+        self._held_out: bool = group["held_out"] if group else False
+        self._rest: deque[str] = deque(group["rest"] if group else ())
+        self._texts = self._given()
 
-    def draw(self) -> Group | None:
-        """Return the next group, None at the end; counts only the rows it passes over."""
-        for group in self._groups:
-            if not isinstance(group, BadRow):
-                return group
-            if self._bad_rows == "refuse":
-                raise CorpusError(
-                    f'{group.problem}; mend the row, or pass such rows over with bad_rows = "skip"'
-                )
-            self.counts.read += 1
-            self.counts.skipped += 1
-        if self.counts.read == self.counts.skipped:
-            raise CorpusError(
-                f"source {self.name!r}: expected rows with texts, found {self.counts.read} rows, "
-                "none of them good; check its path and fields"
-            )
-        return None
+    def __next__(self) -> Text:
+        return next(self._texts)
 
+    def state(self) -> State:
+        """Where the pass stands, behind the text given last: plain JSON data for `start`."""
+        return {
+            "sources": {stream.name: stream.state() for stream in self._streams},
+            "group": {
+                "source": self._streams.index(self._stream),
+                "held_out": self._held_out,
+                "rest": list(self._rest),
+            },
+        }
 
-def _mixed(streams: list[_Stream]) -> Iterator[tuple[_Stream, Group]]:
-    """Take each group from the source that is furthest behind its share of the texts kept."""
-    # Every source is read once before any text is given: one that cannot be read shows at once,
-    # not hours later.
-    first = {stream.name: stream.draw() for stream in streams}
-    live = list(streams)
-    while live:
-        # The shares are those among the sources that still have texts.
-        weights = sum(stream.weight for stream in live)
-        texts = sum(stream.counts.kept for stream in live) + 1
-        behind = [stream.weight * texts - stream.counts.kept * weights for stream in live]
-        stream = live[behind.index(max(behind))]
-        group = first.pop(stream.name, None) or stream.draw()
-        if group is None:
-            live.remove(stream)
-        else:
-            stream.counts.read += 1
-            yield stream, group
+    def _given(self) -> Iterator[Text]:
+        yield from self._of_group()
+        if self._is_full():
+            return
+        for stream, group in mixed(self._streams):
+            self._take(stream, group)
+            yield from self._of_group()
+            if self._is_full():
+                return
+
+    def _is_full(self) -> bool:
+        return self._spec.texts is not None and self._kept >= self._spec.texts
+
+    def _take(self, stream: Stream, group: Group) -> None:
+        """Make a group the one at hand, its documents cut."""
+        spec, source = self._spec, stream.source
+        ids = [text_id(text) for text in group]
+        self._stream = stream
+        self._held_out = is_held_out(ids[0], spec.held_out, spec.seed)
+        for id_, text in zip(ids, group, strict=True):
+            pieces = [text]
+            if is_chosen("cut", id_, source.cut, spec.seed):
+                pieces = cut(text, id_, source.sentences, spec.seed)
+                stream.counts.cut += len(pieces) > 1
+            self._rest.extend(pieces)
+
+    def _of_group(self) -> Iterator[Text]:
+        spec, counts = self._spec, self._stream.counts
+        while self._rest and not self._is_full():
+            text = self._rest.popleft()
+            id_ = text_id(text)
+            is_shuffled = is_chosen("shuffle", id_, spec.shuffle_words, spec.seed)
+            if is_shuffled:
+                text = shuffled(text, id_, spec.seed)
+                id_ = text_id(text)
+            match self._seen.add(id_, text):
+                case "duplicate":
+                    counts.duplicates += 1
+                case "near duplicate":
+                    counts.near_duplicates += 1
+                case "new":
+                    counts.kept += 1
+                    counts.shuffled += is_shuffled
+                    counts.held_out += self._held_out
+                    self._kept += 1
+                    yield Text(id_, text, self._stream.name, self._held_out)

@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
@@ -82,13 +83,15 @@ def find_files(pattern: str, base: Path) -> list[Path]:
     return sorted(files)
 
 
-def read_file(path: Path, columns: Sequence[str], unit: Unit) -> Iterator[Item]:
-    """Iterate over the rows of a file.
+def read_file(path: Path, columns: Sequence[str], unit: Unit, skip: int = 0) -> Iterator[Item]:
+    """Iterate over the rows of a file, but for the first `skip`, which are passed over cheaply.
 
     Raises `CorpusError` where the file is damaged or its rows can no longer be told apart, and
     if it is Parquet without one of `columns`. Other files give all their columns.
     """
-    return _parquet_rows(path, columns) if _suffix(path) == ".parquet" else _text_rows(path, unit)
+    if _suffix(path) == ".parquet":
+        return _parquet_rows(path, columns, skip)
+    return _text_rows(path, unit, skip)
 
 
 def missing(column: str, found: Sequence[object]) -> ShapeError:
@@ -131,7 +134,7 @@ class _Lines:
         return line
 
 
-def _text_rows(path: Path, unit: Unit) -> Iterator[Item]:
+def _text_rows(path: Path, unit: Unit, skip: int) -> Iterator[Item]:
     suffix = _suffix(path)
     lines = _Lines(())
     try:
@@ -143,11 +146,12 @@ def _text_rows(path: Path, unit: Unit) -> Iterator[Item]:
             )
             lines = _Lines(stack.enter_context(file))
             if suffix in (".csv", ".tsv"):
-                yield from _csv_rows(path, lines, "," if suffix == ".csv" else "\t")
+                rows = _csv_rows(path, lines, "," if suffix == ".csv" else "\t")
             elif suffix == ".txt":
-                yield from _paragraphs(lines) if unit == "paragraph" else _plain_lines(lines)
+                rows = _paragraphs(lines) if unit == "paragraph" else _plain_lines(lines)
             else:
-                yield from _json_rows(lines)
+                rows, skip = _json_rows(lines, skip), 0
+            yield from islice(rows, skip, None)
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, lines.number + 1, error) from error
 
@@ -166,9 +170,12 @@ def _unpacked(path: Path, stack: ExitStack) -> io.BufferedReader | gzip.GzipFile
     return stack.enter_context(path.open("rb"))
 
 
-def _json_rows(lines: _Lines) -> Iterator[Item]:
+def _json_rows(lines: _Lines, skip: int) -> Iterator[Item]:
     for line in lines:
         if line.isspace():
+            continue
+        if skip:
+            skip -= 1  # not parsed: that would be most of the work
             continue
         item: object
         try:
@@ -221,7 +228,7 @@ def _paragraphs(lines: _Lines) -> Iterator[Item]:
         yield lines.number - len(paragraph) + 1, "\n".join(paragraph)
 
 
-def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Item]:
+def _parquet_rows(path: Path, columns: Sequence[str], skip: int) -> Iterator[Item]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -232,8 +239,19 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Item]:
             for column in columns:
                 if column not in file.schema_arrow.names:
                     raise CorpusError(f"{path}:1: {missing(column, file.schema_arrow.names)}")
-            for batch in file.iter_batches(PARQUET_ROWS, columns=list(columns)):
-                for row in _pylist(batch):
+            groups = range(file.num_row_groups)
+            for group in groups:
+                rows = file.metadata.row_group(group).num_rows
+                if number + rows > skip:
+                    groups = groups[group:]
+                    break
+                number += rows
+            else:
+                return
+            for batch in file.iter_batches(PARQUET_ROWS, groups, columns=list(columns)):
+                passed = min(max(0, skip - number), batch.num_rows)
+                number += passed
+                for row in _pylist(batch.slice(passed)):
                     number += 1
                     yield number, row
     except (OSError, pa.ArrowException) as error:

@@ -4,18 +4,19 @@ One row of a source is one *group*: its texts belong together (a query, its posi
 negative) and stay neighbours in the corpus.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
 
+import xxhash
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.files import (
     SUPPORTED,
     CorpusError,
-    Item,
     RowError,
     ShapeError,
     Unit,
@@ -25,7 +26,11 @@ from data.files import (
     read_file,
 )
 
+if TYPE_CHECKING:
+    import datasets
+
 Group: TypeAlias = list[str]
+Position: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,16 @@ class SourceSpec(BaseModel):
         description="This source's share of the corpus, counted in texts kept, relative to the "
         "weights of the others.",
     )
+    cut: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Fraction of the texts that are cut into pieces: each piece is a text, next to "
+        "the others, and the whole is none.",
+    )
+    sentences: tuple[int, int] = Field(
+        (1, 10), description="Fewest and most sentences in a piece; every number is as likely."
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -101,6 +116,8 @@ class SourceSpec(BaseModel):
             raise ValueError(f"source {self.name!r}: subset, split and revision go with dataset")
         if self.path is None and self.unit != "line":
             raise ValueError(f"source {self.name!r}: unit goes with path")
+        if not 0 < self.sentences[0] <= self.sentences[1]:
+            raise ValueError(f"source {self.name!r}: sentences needs a range such as [1, 10]")
         if self.generator is not None and self.fields != "text":
             raise ValueError(f"source {self.name!r}: a generator has no fields")
         return self
@@ -111,71 +128,162 @@ class SourceSpec(BaseModel):
         return (self.fields,) if isinstance(self.fields, str) else self.fields
 
 
-def open_source(spec: SourceSpec, base: Path) -> Callable[[], Iterator[Group | BadRow]]:
+class Rows(Protocol):
+    """One pass over the rows of a source."""
+
+    def __iter__(self) -> Iterator[Group | BadRow]: ...
+
+    def __next__(self) -> Group | BadRow: ...
+
+    def position(self) -> Position:
+        """Where the pass stands, behind the row given last, as plain JSON data."""
+
+
+def open_source(spec: SourceSpec, base: Path) -> Callable[[Position | None], Rows]:
     """Find a source's files, and return the function that starts one pass over its groups.
 
-    `base` is the folder that relative paths start from. A data set is only opened by a pass.
-    Raises `CorpusError` if there is no file, or one of an unknown kind. The pass raises it where
-    a file is damaged, where rows can no longer be told apart, and where a file has given no text
-    yet when a row lacks a column: then the name of the column is at fault rather than the row.
+    `base` is the folder that relative paths start from. A data set is only opened by a pass. A pass
+    starts at the beginning or at a position that another one gave; files before it stay closed.
+    Raises `CorpusError` if there is no file, or one of an unknown kind. The pass raises it where a
+    file is damaged, where rows can no longer be told apart, where a file has given no text yet when
+    a row lacks a column (then the name of the column is at fault rather than the row), and where it
+    is to go on in files that have changed.
     """
     if spec.path is not None:
-        return partial(_from_files, spec, find_files(spec.path, base))
+        return partial(_FileRows, spec, find_files(spec.path, base))
     if spec.dataset is not None:
-        return partial(_from_dataset, spec, spec.dataset, base)
-    return partial(_from_generator, spec)
+        return partial(_DatasetRows, spec, spec.dataset, base)
+    return partial(_GeneratorRows, spec)
 
 
-def _from_files(spec: SourceSpec, files: Sequence[Path]) -> Iterator[Group | BadRow]:
-    for path in files:
-        yield from _groups(str(path), read_file(path, spec.columns, spec.unit), spec)
+class _Judge:
+    """Turns the rows of one place into groups; `found_text` is whether one was good already."""
 
+    def __init__(self, spec: SourceSpec, found_text: bool = False) -> None:
+        self.found_text = found_text
+        self._spec = spec
 
-def _from_dataset(spec: SourceSpec, name: str, base: Path) -> Iterator[Group | BadRow]:
-    if name.startswith((".", "/")):
-        name = str(base / name)
-        if not Path(name).exists():
-            raise CorpusError(f"{name}: expected the folder of a data set, found nothing")
-    place = f"{name}[{spec.split}]"
-    yield from _groups(place, _dataset_rows(name, place, spec), spec)
-
-
-def _dataset_rows(name: str, place: str, spec: SourceSpec) -> Iterator[Item]:
-    import datasets
-
-    number = 0
-    try:
-        rows = datasets.load_dataset(
-            name, spec.subset, split=spec.split, revision=spec.revision, streaming=True
-        )
-        for number, row in enumerate(rows, 1):
-            yield number, row
-    except Exception as error:  # `datasets` raises whatever its builders and the network do
-        raise CorpusError(
-            f"{place}:{number + 1}: expected a data set that can be read, found: "
-            f"{one_line(error)}; check its name (a local folder begins with . or /), subset, "
-            "split and revision, and the network"
-        ) from error
-
-
-def _from_generator(spec: SourceSpec) -> Iterator[Group | BadRow]:
-    from data.demo import python_docstrings
-
-    yield from _groups(str(spec.generator), enumerate(python_docstrings(), 1), spec)
-
-
-def _groups(place: str, items: Iterable[Item], spec: SourceSpec) -> Iterator[Group | BadRow]:
-    found_text = False
-    for number, item in items:
+    def group(self, place: str, number: int, item: object) -> Group | BadRow:
         try:
-            group = _texts(item, spec)
+            group = _texts(item, self._spec)
         except RowError as error:
-            if isinstance(error, ShapeError) and not found_text:
+            if isinstance(error, ShapeError) and not self.found_text:
                 raise CorpusError(f"{place}:{number}: {error}") from None
-            yield BadRow(f"{place}:{number}: {error}")
-            continue
-        found_text = True
-        yield group
+            return BadRow(f"{place}:{number}: {error}")
+        self.found_text = True
+        return group
+
+
+class _FileRows(Iterator[Group | BadRow]):
+    """Position: the number of the file, of the rows read in it, and a digest of all the files."""
+
+    def __init__(self, spec: SourceSpec, files: Sequence[Path], at: Position | None) -> None:
+        self._spec = spec
+        self._files = files
+        self._file: int = at["file"] if at else 0
+        self._row: int = at["row"] if at else 0
+        self._judge = _Judge(spec, at["found_text"] if at else False)
+        # Names and sizes: what the folder was moved to does not matter.
+        facts = "".join(f"{file.name}\0{file.stat().st_size}\0" for file in files)
+        self._digest = xxhash.xxh3_64_hexdigest(facts.encode("utf-8", "surrogateescape"))
+        if at is not None and at["digest"] != self._digest:
+            raise CorpusError(
+                f"source {spec.name!r}: expected the files that its texts were read from before, "
+                f"found others or of other sizes in {spec.path}; put them back, or plan in a new "
+                "folder"
+            )
+        self._groups = self._read()
+
+    def __next__(self) -> Group | BadRow:
+        return next(self._groups)
+
+    def _read(self) -> Iterator[Group | BadRow]:
+        while self._file < len(self._files):
+            path = self._files[self._file]
+            rows = read_file(path, self._spec.columns, self._spec.unit, self._row)
+            for number, item in rows:
+                self._row += 1
+                yield self._judge.group(str(path), number, item)
+            self._file, self._row, self._judge = self._file + 1, 0, _Judge(self._spec)
+
+    def position(self) -> Position:
+        return {
+            "file": self._file,
+            "row": self._row,
+            "found_text": self._judge.found_text,
+            "digest": self._digest,
+        }
+
+
+class _DatasetRows(Iterator[Group | BadRow]):
+    """Position: the number of rows read, and where `datasets` says that its stream stands."""
+
+    def __init__(self, spec: SourceSpec, name: str, base: Path, at: Position | None) -> None:
+        if name.startswith((".", "/")):
+            name = str(base / name)
+            if not Path(name).exists():
+                raise CorpusError(f"{name}: expected the folder of a data set, found nothing")
+        self._spec = spec
+        self._name = name
+        self._place = f"{name}[{spec.split}]"
+        self._row: int = at["row"] if at else 0
+        self._stream: Position | None = at["stream"] if at else None
+        self._rows: datasets.IterableDataset | None = None
+        self._judge = _Judge(spec, at["found_text"] if at else False)
+        self._groups = self._read()
+
+    def __next__(self) -> Group | BadRow:
+        return next(self._groups)
+
+    def _read(self) -> Iterator[Group | BadRow]:
+        for item in self._items():
+            self._row += 1
+            yield self._judge.group(self._place, self._row, item)
+
+    def _items(self) -> Iterator[object]:
+        import datasets
+
+        spec = self._spec
+        try:
+            self._rows = datasets.load_dataset(
+                self._name, spec.subset, split=spec.split, revision=spec.revision, streaming=True
+            )
+            if self._stream is not None:
+                self._rows.load_state_dict(self._stream)
+            yield from self._rows
+        except Exception as error:  # `datasets` raises whatever its builders and the network do
+            raise CorpusError(
+                f"{self._place}:{self._row + 1}: expected a data set that can be read, found: "
+                f"{one_line(error)}; check its name (a local folder begins with . or /), subset, "
+                "split and revision, and the network"
+            ) from error
+
+    def position(self) -> Position:
+        stream = self._stream if self._rows is None else self._rows.state_dict()
+        return {"row": self._row, "found_text": self._judge.found_text, "stream": stream}
+
+
+class _GeneratorRows(Iterator[Group | BadRow]):
+    """Position: the number of texts made; they are made again to get there."""
+
+    def __init__(self, spec: SourceSpec, at: Position | None) -> None:
+        self._place = str(spec.generator)
+        self._row: int = at["row"] if at else 0
+        self._judge = _Judge(spec)
+        self._groups = self._read()
+
+    def __next__(self) -> Group | BadRow:
+        return next(self._groups)
+
+    def _read(self) -> Iterator[Group | BadRow]:
+        from data.demo import python_docstrings
+
+        for text in islice(python_docstrings(), self._row, None):
+            self._row += 1
+            yield self._judge.group(self._place, self._row, text)
+
+    def position(self) -> Position:
+        return {"row": self._row}
 
 
 def _texts(item: object, spec: SourceSpec) -> Group:

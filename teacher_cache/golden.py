@@ -63,8 +63,9 @@ class Agreement:
 
     @property
     def worst(self) -> list[int]:
-        """Rows of the golden file, the lowest cosine first."""
-        rows: list[int] = np.argsort(self.cosines, kind="stable").tolist()
+        """Rows of the golden file, the lowest cosine first, and before it what is no number."""
+        known = np.nan_to_num(self.cosines, nan=-np.inf)
+        rows: list[int] = np.argsort(known, kind="stable").tolist()
         return rows
 
     @property

@@ -207,6 +207,8 @@ def test_vectors_that_are_no_numbers_are_refused(
     monkeypatch.setattr(bodies, "masked_mean", lambda *given: mean(*given) * torch.nan)
     found = agreement(teacher(NAMES[0], folders[NAMES[0]]), goldens[NAMES[0]])
     assert "64 of 64 cosines" in str(found.failure)
+    cosines = np.where(np.arange(64) == 5, np.nan, 0.5)
+    assert "the lowest is nan, of text 5 " in str(replace(found, cosines=cosines).failure)
 
 
 def test_a_failure_names_the_worst_text_and_its_cosine(

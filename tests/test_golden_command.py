@@ -189,6 +189,6 @@ def documented(model: str) -> str:
 
 
 def test_the_documented_scripts_differ_in_the_model_alone() -> None:
-    ends = [documented(model).partition("save_file({")[2] for model in ("stella", "nv-embed")]
+    ends = [documented(model).partition("about = {")[2] for model in ("stella", "nv-embed")]
     assert re.sub(r"stella-en-1\.5b-v5", "nv-embed-v2", ends[0]) == ends[1]
     compile(documented("nv-embed"), "golden-vectors.md", "exec")

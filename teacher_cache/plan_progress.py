@@ -1,0 +1,138 @@
+"""How far an unfinished plan has come: what a planner that goes on needs, and nothing else.
+
+It lies in `plan/unfinished/` until the plan is finished: `state.json`, and the held-out texts so
+far, which the plan's own files will hold at the end.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+
+from teacher_cache.format import (
+    FORMAT_VERSION,
+    PLAN_FOLDER,
+    CacheError,
+    FileRecord,
+    Record,
+    checksum,
+    plan_path,
+    read_json,
+)
+from teacher_cache.writer import Texts, write_plan_file, write_record
+
+
+@dataclass(frozen=True)
+class Progress(Record):
+    """A plan up to its last saved shard.
+
+    `shards` are the plan's files so far; `held_out` those that keep the held-out texts, each under
+    the number of shards there were when it was written; `state` is where the corpus stands.
+    """
+
+    format_version: int
+    corpus: Mapping[str, Any]
+    rows_per_shard: int
+    shards: tuple[FileRecord, ...]
+    held_out: Mapping[str, FileRecord]
+    state: Mapping[str, Any]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
+        """Read a saved state; what it lists become records."""
+        progress = super().from_json(data, where).with_records(where, shards=FileRecord)
+        held_out = {
+            number: FileRecord.from_json(record, f"{where}: held_out")
+            for number, record in data["held_out"].items()
+        }
+        return replace(progress, held_out=held_out)
+
+    @property
+    def rows(self) -> int:
+        """Texts planned so far, held-out ones included."""
+        return sum(record.rows for record in (*self.shards, *self.held_out.values()))
+
+
+def read_progress(cache: Path, corpus: Mapping[str, Any], rows_per_shard: int) -> Progress | None:
+    """How far the plan of a cache has come; None where nothing was saved.
+
+    Raises:
+        CacheError: it is the plan of another corpus, or of shards of another size.
+    """
+    path = _state_path(cache)
+    if not path.exists():
+        return None
+    progress = Progress.from_json(read_json(path), str(path))
+    found = {"rows_per_shard": progress.rows_per_shard, "corpus": progress.corpus}
+    asked = {"rows_per_shard": rows_per_shard, "corpus": corpus}
+    if progress.format_version != FORMAT_VERSION or found != asked:
+        raise CacheError(
+            f"{cache} has an unfinished plan of another corpus: {_first_difference(found, asked)}; "
+            "build into another folder, or with the recipe it was begun with"
+        )
+    return progress
+
+
+def save_progress(cache: Path, progress: Progress) -> None:
+    """Commit how far a plan has come; all that it names must be committed already."""
+    write_record(_state_path(cache), progress)
+
+
+def keep_held_out(cache: Path, shards: int, texts: Texts) -> FileRecord:
+    """Commit texts that were held out before the plan had so many shards."""
+    return write_plan_file(_folder(cache), shards, texts)
+
+
+def kept_held_out(cache: Path, held_out: Mapping[str, FileRecord]) -> Iterator[Texts]:
+    """The held-out texts so far, file by file, in order.
+
+    Raises:
+        CacheError: a file is missing or is not what was committed.
+    """
+    for shards in sorted(map(int, held_out)):
+        path = plan_path(_folder(cache), shards)
+        yield read_committed(path, held_out[str(shards)], f"the unfinished plan of {cache}")
+
+
+def clear_progress(cache: Path) -> None:
+    """Forget how far a plan has come: it is finished."""
+    shutil.rmtree(_folder(cache), ignore_errors=True)
+
+
+def read_committed(path: Path, expected: FileRecord, owner: str) -> Texts:
+    """The texts of a plan's file, checked against its record.
+
+    Raises:
+        CacheError: the file is missing or is not what was committed.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise CacheError(f"{path} is missing: {owner} lists it") from None
+    found = checksum(data)
+    if found != expected.checksum:
+        raise CacheError(f"{path} has checksum {found} but the plan says {expected.checksum}")
+    table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+    return Texts(*(table.column(name).to_pylist() for name in ("id", "text", "source")))
+
+
+def _folder(cache: Path) -> Path:
+    return cache / PLAN_FOLDER / "unfinished"
+
+
+def _state_path(cache: Path) -> Path:
+    return _folder(cache) / "state.json"
+
+
+def _first_difference(found: Any, asked: Any, where: str = "") -> str:
+    if isinstance(found, Mapping) and isinstance(asked, Mapping):
+        for key in sorted({*found, *asked}):
+            if found.get(key) != asked.get(key):
+                place = f"{where}.{key}" if where else str(key)
+                return _first_difference(found.get(key), asked.get(key), place)
+    return f"{where or 'the format'} is {found!r} there, {asked!r} now"
