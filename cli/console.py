@@ -116,7 +116,7 @@ def _is_first_process() -> bool:
 
 
 class _Lines:
-    """Progress for a log: the first line, one every half minute, and the last."""
+    """Progress for a log: a line at the start, one every half minute, and one at the end."""
 
     EVERY = 30.0
 
@@ -126,11 +126,12 @@ class _Lines:
         self.unit = unit
         self.done = 0
         self.began = self.shown = time.monotonic()
+        typer.echo(f"{what}: {'?' if total is None else f'{total:,}'} {unit} to do", err=True)
 
     def update(self, amount: int, note: str) -> None:
-        first, self.done = self.done == 0, self.done + amount
+        self.done += amount
         now = time.monotonic()
-        if first or self.done == self.total or now - self.shown >= self.EVERY:
+        if self.done == self.total or now - self.shown >= self.EVERY:
             self.shown = now
             elapsed = max(now - self.began, 1e-9)
             share, left = "", ""

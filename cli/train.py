@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -117,14 +118,16 @@ def train(
 
     quiet_libraries()
     with ExitStack() as bars:
-        update = None
+        update: Callable[[int, str], None] | None = None
         seen = 0
 
         def on_step(done: int, metrics: dict[str, float]) -> None:
             nonlocal seen, update
             if update is None:
-                update = bars.enter_context(bar(f"stage {stage}", spec.steps, "steps"))
-            update(done - seen, f"loss {metrics['loss']:.4f}")
+                opened = bar(f"stage {stage}", spec.steps - done, "steps")
+                update = bars.enter_context(opened)
+            else:
+                update(done - seen, f"loss {metrics['loss']:.4f}")
             seen = done
 
         trained = train_stage(

@@ -29,7 +29,8 @@ from teacher_cache.reader import CacheReader
 Precision = Literal["auto", "fp32", "bf16"]
 Metrics = dict[str, float]
 OnStep = Callable[[int, Metrics], None]
-"""Told after each step how many are done and its figures (loss, learning rate, …)."""
+"""Told how many steps are done and the last one's figures (loss, learning rate, …): once before the
+first step, with none, and after each."""
 Phase = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Opens a phase of work before the steps: (what, how many) → a context told each advance."""
 
@@ -183,6 +184,7 @@ class _Loop:
             processes=accelerator.num_processes,
         )
         self.model.train()
+        self.on_step(done, {})
         began = time.perf_counter()
         waited = 0.0
         metrics: Metrics = {}
