@@ -51,7 +51,7 @@ def write_cache(folder: Path, rows: int) -> None:
     )  # fmt: skip
     ids = [number.to_bytes(16, "big") for number in range(rows)]
     digest = checksum(b"".join(ids))
-    identity = identity_of(digest, ROWS_PER_SHARD, blocks)
+    identity = identity_of(digest, 0, ROWS_PER_SHARD, blocks)
     generator = np.random.default_rng(0)
     records = []
     for index, start in enumerate(range(0, rows, ROWS_PER_SHARD)):

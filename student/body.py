@@ -44,18 +44,32 @@ def load_body(folder: Path) -> nn.Module:
     """A Hugging Face text encoder, with its weights in fp32. No code of the folder is run.
 
     Raises:
-        StudentError: transformers cannot read the folder, or it has no safetensors.
+        StudentError: transformers cannot read the folder, it has no safetensors, or they lack a
+            tensor, which transformers would draw at random.
     """
     from transformers import AutoModel
 
     config = configuration(folder)
     try:
-        body: nn.Module = AutoModel.from_pretrained(
-            folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        body, report = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError) as error:
         raise StudentError(f"{folder} holds no text encoder: {_first_line(error)}") from error
-    return body
+    # A pooler over the first token may be missing: the mean is pooled, the pooler never used.
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise StudentError(
+            f"the weights in {folder} lack {len(missing)} tensors, the first is {missing[0]}; "
+            "fetch them again"
+        )
+    loaded: nn.Module = body
+    return loaded
 
 
 def body_layers(body: nn.Module) -> nn.ModuleList:

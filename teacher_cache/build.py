@@ -271,7 +271,8 @@ def _begin(
                 fingerprint=source.fingerprint,
             )
         )
-    begun = Build(identity_of(plan.ids_digest, plan.rows_per_shard, blocks), tuple(blocks))
+    identity = identity_of(plan.ids_digest, plan.held_out_rows, plan.rows_per_shard, blocks)
+    begun = Build(identity, tuple(blocks))
     # Ranks arrive here together and each writes the same bytes: the check is what counts.
     write_record(cache / BUILD_FILE, begun)
     return begun

@@ -225,7 +225,9 @@ def canonical_json(data: Any) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def identity_of(ids_digest: str, rows_per_shard: int, blocks: Sequence[Block]) -> str:
+def identity_of(
+    ids_digest: str, held_out_rows: int, rows_per_shard: int, blocks: Sequence[Block]
+) -> str:
     """The identity of a cache: these texts, in this order, under these teachers.
 
     Two caches with the same identity hold the same rows; a build or a training run that finds
@@ -234,6 +236,7 @@ def identity_of(ids_digest: str, rows_per_shard: int, blocks: Sequence[Block]) -
     facts = {
         "format_version": FORMAT_VERSION,
         "ids": ids_digest,
+        "held_out_rows": held_out_rows,
         "rows_per_shard": rows_per_shard,
         "blocks": [block.decisive() for block in blocks],
     }

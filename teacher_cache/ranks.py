@@ -10,7 +10,8 @@ from teacher_cache.format import CacheError
 
 _LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # accelerate launch, torchrun
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),  # srun
+    # srun. SLURM_NTASKS would not do: a batch script has it too, outside of any step.
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
 
 

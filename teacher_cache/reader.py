@@ -223,7 +223,9 @@ def _read_manifest(path: Path) -> Manifest:
             f"write one with: jasper-cache build --out {path}"
         )
     manifest = Manifest.from_json(read_json(file), str(file))
-    found = identity_of(manifest.ids_digest, manifest.rows_per_shard, manifest.blocks)
+    found = identity_of(
+        manifest.ids_digest, manifest.held_out_rows, manifest.rows_per_shard, manifest.blocks
+    )
     if found != manifest.identity:
         raise CacheError(
             f"{file}: what it describes has the identity {found}, but it claims "

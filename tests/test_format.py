@@ -52,7 +52,7 @@ PLAN = Plan(
 )
 MANIFEST = Manifest(
     format_version=FORMAT_VERSION,
-    identity=identity_of("cc", 8192, [BLOCK]),
+    identity=identity_of("cc", 1, 8192, [BLOCK]),
     rows=2,
     held_out_rows=1,
     rows_per_shard=8192,
@@ -111,7 +111,7 @@ def test_number_that_is_none_is_refused(wrong: Any) -> None:
 
 def test_identity_of_a_known_cache_stays_what_it_was() -> None:
     """Another value here means that FORMAT_VERSION must be raised."""
-    assert identity_of("cc", 8192, [BLOCK]) == "d1479e650f56500dcda77dc474daec2b"
+    assert identity_of("cc", 1, 8192, [BLOCK]) == "36b6998f81462af094171105ceb7f751"
 
 
 @pytest.mark.parametrize(
@@ -132,24 +132,25 @@ def test_identity_of_a_known_cache_stays_what_it_was() -> None:
     ids=str,
 )
 def test_identity_changes_with_what_decides_the_numbers(change: dict[str, Any]) -> None:
-    assert identity_of("cc", 8192, [replace(BLOCK, **change)]) != MANIFEST.identity
+    assert identity_of("cc", 1, 8192, [replace(BLOCK, **change)]) != MANIFEST.identity
 
 
-def test_identity_changes_with_texts_shards_and_order_of_teachers() -> None:
+def test_identity_changes_with_texts_split_shards_and_order_of_teachers() -> None:
     other = replace(BLOCK, teacher="b")
     identities = {
-        identity_of("cc", 8192, [BLOCK]),
-        identity_of("cd", 8192, [BLOCK]),
-        identity_of("cc", 4096, [BLOCK]),
-        identity_of("cc", 8192, [BLOCK, other]),
-        identity_of("cc", 8192, [other, BLOCK]),
+        identity_of("cc", 1, 8192, [BLOCK]),
+        identity_of("cd", 1, 8192, [BLOCK]),
+        identity_of("cc", 2, 8192, [BLOCK]),
+        identity_of("cc", 1, 4096, [BLOCK]),
+        identity_of("cc", 1, 8192, [BLOCK, other]),
+        identity_of("cc", 1, 8192, [other, BLOCK]),
     }
-    assert len(identities) == 5
+    assert len(identities) == 6
 
 
 @pytest.mark.parametrize("change", [{"repository": "/x"}, {"revision": None}, {"licence": "?"}])
 def test_identity_does_not_ask_where_the_files_came_from(change: dict[str, Any]) -> None:
-    assert identity_of("cc", 8192, [replace(BLOCK, **change)]) == MANIFEST.identity
+    assert identity_of("cc", 1, 8192, [replace(BLOCK, **change)]) == MANIFEST.identity
 
 
 def test_canonical_json_is_one_spelling_for_equal_data() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
@@ -186,6 +187,18 @@ def test_eos_that_the_folder_asks_for_is_appended_inside_the_limit(tmp_path: Pat
     tokenizer.save(tmp_path / "saved")
     saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert saved("one two")["input_ids"] == tokenizer.encode(["one two"])[0]
+
+
+def test_weights_that_lack_a_tensor_are_refused_by_its_name(
+    tmp_path: Path, small_encoder: Path
+) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(small_encoder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["encoder.layer.1.output.dense.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StudentError, match=r"lack 1 tensors, the first is encoder\.layer\.1\.out"):
+        create(SPEC, folder, 10, 0)
 
 
 def test_folder_without_a_model_or_a_tokenizer_is_refused(

@@ -202,7 +202,7 @@ def test_damaged_plan_is_refused_by_the_build_that_reads_it(
 def test_ranks_come_from_the_launchers_environment() -> None:
     launched = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
     assert Rank.from_environment(launched) == Rank(3, 4, 1)
-    slurm = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "2"}
+    slurm = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "2"}
     assert Rank.from_environment(slurm) == Rank(5, 8, 2)
     assert Rank.from_environment({**slurm, **launched}) == Rank(3, 4, 1)
     assert Rank.from_environment({"RANK": "3"}) == Rank(0, 1, 0)

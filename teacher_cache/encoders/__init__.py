@@ -1,4 +1,5 @@
 """The only code that loads a teacher: one module per architecture, behind one protocol.
 
-May import `teacher_cache.format` and `teacher_cache.teachers`. The trainer never imports it.
+May import `format`, `teachers`, `models` and `files` of `teacher_cache`. The trainer never
+imports it.
 """

@@ -2,7 +2,8 @@
 
 A teacher of another nature than a transformer, and one that needs no download: it is fitted on a
 sample of the corpus, kept beside the cache as JSON and safetensors, and fixed from then on.
-Character n-grams inside words leave no text without a vector.
+Character n-grams inside words give every text in an alphabet of the sample a vector; a text in
+another one has none, and stops a build.
 """
 
 from __future__ import annotations
