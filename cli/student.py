@@ -122,7 +122,8 @@ def export(
     student: Student = load(folder / "model")
     write(student, out, head=head, record=record)
     typer.echo(
-        f"{out}: stage {record['number']}, {head}. Load it with:\n\n"
+        f"{out}: stage {record['number']}, {head}. Load it, in any environment that has "
+        "sentence-transformers, with:\n\n"
         "    from sentence_transformers import SentenceTransformer\n"
         f'    model = SentenceTransformer("{out}")\n'
         '    vectors = model.encode(["a text", "another"])\n'

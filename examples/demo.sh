@@ -18,15 +18,14 @@ for stage in 1 2 3; do
 done
 show jasper-student evaluate "$OUT/run"
 if [ -e "$OUT/model/modules.json" ]; then
-    printf '\n%s: exported before\n' "$OUT/model"
-else
-    show jasper-student export "$OUT/run" "$OUT/model" --head fc1
-fi
-cat <<END
+    cat <<END
 
-The student is $OUT/model. Three lines load it, in any environment that has sentence-transformers:
+$OUT/model: exported before. Load it, in any environment that has sentence-transformers, with:
 
     from sentence_transformers import SentenceTransformer
     model = SentenceTransformer("$OUT/model")
-    print(model.encode("a text").shape)
+    vectors = model.encode(["a text", "another"])
 END
+else
+    show jasper-student export "$OUT/run" "$OUT/model" --head fc1
+fi
