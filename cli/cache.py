@@ -138,8 +138,8 @@ def verify(cache: CacheArgument) -> None:
     from teacher_cache.verify import verify as verify_cache
 
     reader = CacheReader(cache, check_sizes=False)
-    with phase("verifying", len(reader.manifest.shards)) as advance:
-        problems = verify_cache(reader, advance)
+    with bar("verifying", len(reader.manifest.shards), "shards") as update:
+        problems = verify_cache(reader, lambda count: update(count, ""))
     for problem in problems:
         typer.echo(problem)
     if problems:
