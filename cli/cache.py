@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import default_device, phase, print_table, quiet_libraries, run, size
+from cli.console import bar, default_device, phase, print_table, quiet_libraries, run, size
 from cli.golden import golden
 
 if TYPE_CHECKING:
