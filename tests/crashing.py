@@ -13,14 +13,13 @@ import random
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 # Imported here, so that no fork pays for them again.
 import sklearn.decomposition
 import sklearn.feature_extraction.text  # noqa: F401
+from forks import Work, died, forked
 from jobs import ROWS_PER_SHARD, contents, copy, corpus, lsa, make, write_corpus
 
 from teacher_cache.format import read_json, record_path, shard_path
@@ -30,33 +29,9 @@ from teacher_cache.ranks import Rank
 TEACHERS = [lsa(name="left", width=4, sample=12), lsa(name="right", width=3, sample=13)]
 TEXTS = 2 * ROWS_PER_SHARD + 5
 
-Work = Callable[[], None]
-
 
 def build_into(cache: Path, rank: Rank | None = None) -> None:
     make(cache, corpus(cache.parent, texts=TEXTS), TEACHERS, rank=rank)
-
-
-def forked(work: Work) -> int:
-    """Start work in a process of its own."""
-    process = os.fork()
-    if process:
-        return process
-    try:
-        work()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
-
-
-def died(process: int) -> bool:
-    """Wait for a process: whether it was killed. One that fails otherwise ends the trial."""
-    _, status = os.waitpid(process, 0)
-    if os.WIFSIGNALED(status):
-        return True
-    assert os.WEXITSTATUS(status) == 0, "a build failed, see above"
-    return False
 
 
 def killed_at(moment: int, work: Work, cache: Path) -> Work:

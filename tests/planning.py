@@ -14,14 +14,13 @@ import random
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from forks import died, forked
 
 from data.corpus import Corpus, CorpusSpec
 from teacher_cache.plan import make_plan, read_plan
@@ -103,28 +102,6 @@ def plan_into(cache: Path, hub: bool = True) -> None:
         make_plan(cache, corpus, rows_per_shard=ROWS_PER_SHARD, on_text=told.append, save_every=1)
     done = told[0] if told and told[0] > 1 else 0
     (cache.parent / f"{cache.name}.done").write_text(str(done))
-
-
-def forked(work: Callable[[], None]) -> int:
-    """Start work in a process of its own."""
-    process = os.fork()
-    if process:
-        return process
-    try:
-        work()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
-
-
-def died(process: int) -> bool:
-    """Wait for a process: whether it was killed. One that fails otherwise ends the trial."""
-    _, status = os.waitpid(process, 0)
-    if os.WIFSIGNALED(status):
-        return True
-    assert os.WEXITSTATUS(status) == 0, "a planner failed, see above"
-    return False
 
 
 def killed_at(moment: int, cache: Path) -> None:
