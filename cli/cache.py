@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from cli.golden import golden
 if TYPE_CHECKING:
     from cli.recipe import Recipe
     from data.corpus import CorpusSpec
-    from teacher_cache.teachers import Teacher
+    from teacher_cache.teachers import Teacher, TeacherSpec
 
 app = typer.Typer(
     help="Phase 1: run the teachers once over the texts and keep their vectors.",
@@ -46,6 +47,13 @@ def build(
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Padded tokens in a batch (default: by device).")
     ] = None,
+    keep_pooled: Annotated[
+        str | None,
+        typer.Option(
+            help="Also keep the pooled state of this teacher, which the student starts as: "
+            "stage 1 then needs no transformer."
+        ),
+    ] = None,
     golden: Annotated[
         list[Path] | None,
         typer.Option(help="Golden file that its teacher must agree with first; may be repeated."),
@@ -61,7 +69,7 @@ def build(
     from cli.recipe import load
 
     book, base = load(recipe)
-    corpus_spec, chosen = _job(book, recipe, teachers, limit)
+    corpus_spec, chosen = _job(book, recipe, teachers, limit, keep_pooled)
     from data.corpus import Corpus
     from teacher_cache.build import Options
     from teacher_cache.build import build as build_cache
@@ -151,7 +159,7 @@ app.command()(golden)
 
 
 def _job(
-    book: Recipe, path: Path, names: str | None, limit: int | None
+    book: Recipe, path: Path, names: str | None, limit: int | None, keep_pooled: str | None
 ) -> tuple[CorpusSpec, list[Teacher]]:
     from cli.recipe import RecipeError
     from teacher_cache.teachers import resolve
@@ -164,12 +172,22 @@ def _job(
         raise RecipeError(f"{path}: expected teachers of different names, found {found}")
     if names is not None:
         asked = [name.strip() for name in names.split(",")]
-        unknown = [name for name in asked if name not in specs]
-        if unknown:
-            raise RecipeError(f"{path} has no teacher {unknown[0]!r}; it has {', '.join(specs)}")
+        _check_known(asked, specs, path)
         specs = {name: specs[name] for name in asked}
+    if keep_pooled is not None:
+        _check_known([keep_pooled], specs, path)
+        kept = specs[keep_pooled].model_copy(update={"keep_pooled": True})
+        specs = {**specs, keep_pooled: kept}
     corpus = book.corpus if limit is None else book.corpus.model_copy(update={"texts": limit})
     return corpus, [resolve(spec) for spec in specs.values()]
+
+
+def _check_known(names: Iterable[str], specs: Mapping[str, TeacherSpec], path: Path) -> None:
+    from cli.recipe import RecipeError
+
+    unknown = [name for name in names if name not in specs]
+    if unknown:
+        raise RecipeError(f"{path} has no teacher {unknown[0]!r}; it has {', '.join(specs)}")
 
 
 def main() -> None:

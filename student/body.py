@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,6 @@ import torch
 from torch import nn
 
 from student.spec import StudentError
-
-
-def transformer_folder(folder: Path) -> Path:
-    """Where the transformer of a model's folder lies: a sentence-transformers folder may say."""
-    modules = folder / "modules.json"
-    if not modules.is_file():
-        return folder
-    first = json.loads(modules.read_text(encoding="utf-8"))[0]
-    return folder / str(first.get("path", ""))
 
 
 def configuration(folder: Path) -> Any:

@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from student.body import body_layers, keep_layers, load_body, transformer_folder
+from student.body import body_layers, keep_layers, load_body
 from student.spec import StudentError, StudentSpec
 from student.stages import FULL_HEAD, StageError
 from student.tokens import TextTokenizer
+from teacher_cache.models import transformer_folder
 
 SPEC_FILE = "student.json"
 HEADS_FILE = "heads.safetensors"

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from student.body import body_layers, configuration, keep_layers, transformer_folder
+from student.body import body_layers, configuration, keep_layers
 from student.model import Student
 from student.run import StageRun, start_of
 from student.stages import FULL_HEAD
 from student.tokens import TextTokenizer
+from teacher_cache.models import transformer_folder
 from teacher_cache.reader import CacheReader
 
 FLOATS_PER_LAYER = 16

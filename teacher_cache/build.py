@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from data.corpus import Corpus
-from teacher_cache import models
 from teacher_cache.encoders import loading
-from teacher_cache.encoders.probe import probe
-from teacher_cache.encoders.protocol import Encoded, Encoder
+from teacher_cache.encoders.protocol import Encoder, KeepsPooled
 from teacher_cache.files import remove_leftovers
 from teacher_cache.format import (
     BUILD_FILE,
@@ -23,30 +20,33 @@ from teacher_cache.format import (
     PLAN_FILE,
     PLAN_FOLDER,
     ROWS_PER_SHARD,
+    SHARD_FOLDER,
     VECTOR_DTYPE,
     Block,
     CacheError,
     FileRecord,
     Manifest,
     Plan,
+    Pooled,
     Record,
     identity_of,
     read_json,
+    read_pooled,
     record_path,
     shard_path,
 )
-from teacher_cache.golden import hold, read_goldens
-from teacher_cache.plan import corpus_facts, make_plan, read_plan, read_texts
+from teacher_cache.golden import read_goldens
+from teacher_cache.located import Located, fit, load, locate
+from teacher_cache.plan import corpus_facts, make_plan, read_plan
 from teacher_cache.plan_progress import clear_progress
-from teacher_cache.ranks import Rank
+from teacher_cache.ranks import POLL_SECONDS, Rank
+from teacher_cache.shard_job import ShardJob, encode_shards
 from teacher_cache.teachers import DEFAULT_PROMPT, Teacher
-from teacher_cache.writer import Texts, write_record, write_shard
+from teacher_cache.writer import committed, write_record
 
 Phase = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 """Opens a phase of work: (what, how many in all or None) → a context whose value is told each
 advance. How a caller shows progress is the caller's affair."""
-
-POLL_SECONDS = 0.5
 
 
 def silent(_: str, __: int | None) -> AbstractContextManager[Callable[[int], None]]:
@@ -60,6 +60,13 @@ class Build(Record):
 
     identity: str
     blocks: tuple[Block, ...]
+    pooled: Pooled | None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
+        """Read a build's record; its parts become records."""
+        begun = super().from_json(data, where).with_records(where, blocks=Block)
+        return replace(begun, pooled=read_pooled(begun.pooled, where))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,50 +107,34 @@ def build(
     """
     _check_names(teachers, corpus)
     goldens = read_goldens(options.goldens, teachers)
-    sources = [_source(teacher, base) for teacher in teachers]
+    found = [locate(teacher, base) for teacher in teachers]
     plan = _plan(cache, corpus, options, phase)
-    _begun(cache, sources)  # what can be refused is refused before a teacher is fitted
-    sources = [_fit(source, cache, plan, options) for source in sources]
-    begun = _begun(cache, sources)
+    _begun(cache, found)  # what can be refused is refused before a teacher is fitted
+    found = [fit(one, cache, plan, options.rank) for one in found]
+    begun = _begun(cache, found)
     remove_leftovers(cache)
     missing = [i for i in range(len(plan.shards)) if committed(cache, i) is None]
     mine = [i for i in missing if i % options.rank.world == options.rank.index]
     if mine or begun is None:
-        encoders = [_load(source, options) for source in sources]
-        for source, encoder in zip(sources, encoders, strict=True):
-            probe(encoder, source.teacher)
-            hold(encoder, source.teacher, goldens)
-        begun = begun or _begin(cache, plan, sources, encoders, options)
+        encoders = load(found, goldens, device=options.device, token_budget=options.token_budget)
+        begun = begun or _begin(cache, plan, found, encoders)
+        job = ShardJob(cache, plan, begun.identity, teachers, encoders)
         rows = sum(plan.shards[i].rows for i in mine)
         with phase("encoding", rows * len(teachers)) as advance:
-            _encode_shards(cache, plan, begun, mine, sources, encoders, advance)
+            encode_shards(job, mine, advance)
     return _finish(cache, plan, begun)
-
-
-def committed(cache: Path, index: int) -> FileRecord | None:
-    """The record of a shard, None unless it and a file of the recorded size are there."""
-    path = record_path(cache, index)
-    if not path.exists():
-        return None
-    record = FileRecord.from_json(read_json(path), str(path))
-    shard = shard_path(cache, index)
-    return record if shard.exists() and shard.stat().st_size == record.bytes else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A teacher and where its files lie (None: it is still to be fitted)."""
-
-    teacher: Teacher
-    folder: Path | None
-    revision: str | None = None
-    fingerprint: str = ""
 
 
 def _check_names(teachers: Sequence[Teacher], corpus: Corpus) -> None:
     names = [teacher.name for teacher in teachers]
     if not names or len(set(names)) != len(names):
         raise CacheError(f"expected one or more teachers of different names, found {names}")
+    keepers = [teacher.name for teacher in teachers if teacher.keep_pooled]
+    if len(keepers) > 1:
+        raise CacheError(
+            f"a cache keeps the pooled state of one teacher, asked for {' and '.join(keepers)}; "
+            "keep that of the student's initialisation"
+        )
     sources = [source.name for source in corpus.spec.sources]
     for teacher in teachers:
         unknown = sorted(set(teacher.prompts) - {*sources, DEFAULT_PROMPT})
@@ -152,18 +143,6 @@ def _check_names(teachers: Sequence[Teacher], corpus: Corpus) -> None:
                 f"teacher {teacher.name!r} has a prompt for the source {unknown[0]!r}, which the "
                 f"corpus has not; it has {', '.join(sources)} (and {DEFAULT_PROMPT!r} is for all)"
             )
-
-
-def _source(teacher: Teacher, base: Path) -> _Source:
-    if teacher.repository is None and teacher.sample is not None:
-        return _Source(teacher, None)
-    folder, revision = loading.locate(teacher, base)
-    return _fingerprinted(teacher, folder, revision)
-
-
-def _fingerprinted(teacher: Teacher, folder: Path, revision: str | None) -> _Source:
-    files = loading.inspect_files(teacher, folder)
-    return _Source(teacher, folder, revision, models.fingerprint(folder, files))
 
 
 def _plan(cache: Path, corpus: Corpus, options: Options, phase: Phase) -> Plan:
@@ -198,50 +177,28 @@ def _check_new(cache: Path) -> None:
             )
 
 
-def _fit(source: _Source, cache: Path, plan: Plan, options: Options) -> _Source:
-    """Fit a teacher that comes with no weights, once; its folder is then like any other's."""
-    if source.folder is not None:
-        return source
-    folder = cache / "teachers" / source.teacher.name
-    if options.rank.index == 0:
-        loading.fit(source.teacher, folder, _sample(cache, plan, source.teacher))
-    while not loading.is_fitted(source.teacher, folder):
-        time.sleep(POLL_SECONDS)
-    return _fingerprinted(source.teacher, folder, None)
-
-
-def _sample(cache: Path, plan: Plan, teacher: Teacher) -> Iterable[str]:
-    wanted = min(teacher.sample or 0, plan.rows - plan.held_out_rows)
-    for index in range(len(plan.shards)):
-        texts = read_texts(cache, plan, index).texts[:wanted]
-        yield from texts
-        wanted -= len(texts)
-        if wanted == 0:
-            return
-
-
-def _load(source: _Source, options: Options) -> Encoder:
-    assert source.folder is not None  # for the type: fitted by now
-    return loading.load_encoder(
-        source.teacher, source.folder, device=options.device, token_budget=options.token_budget
-    )
-
-
-def _begun(cache: Path, sources: Sequence[_Source]) -> Build | None:
+def _begun(cache: Path, found: Sequence[Located]) -> Build | None:
     path = cache / BUILD_FILE
     if not path.exists():
         return None
-    begun = Build.from_json(read_json(path), str(path)).with_records(str(path), blocks=Block)
-    asked = [source.teacher.name for source in sources]
-    found = [block.teacher for block in begun.blocks]
-    if asked != found:
+    begun = Build.from_json(read_json(path), str(path))
+    asked = [one.teacher.name for one in found]
+    there = [block.teacher for block in begun.blocks]
+    if asked != there:
         raise CacheError(
-            f"{cache} is built with the teachers {', '.join(found)}, not {', '.join(asked)}; "
+            f"{cache} is built with the teachers {', '.join(there)}, not {', '.join(asked)}; "
             "build into another folder"
         )
-    for block, source in zip(begun.blocks, sources, strict=True):
+    pooled = next((one.teacher.name for one in found if one.teacher.keep_pooled), None)
+    kept = begun.pooled.teacher if begun.pooled else None
+    if pooled != kept:
+        raise CacheError(
+            f"{cache} keeps the pooled state of {kept or 'no teacher'}, now that of "
+            f"{pooled or 'none'} is asked for; build into another folder"
+        )
+    for block, one in zip(begun.blocks, found, strict=True):
         # A teacher that is still to be fitted has no fingerprint to compare.
-        declared = loading.declared(source.teacher, source.fingerprint or block.fingerprint)
+        declared = loading.declared(one.teacher, one.fingerprint or block.fingerprint)
         difference = first_difference(
             {name: block.to_json()[name] for name in declared}, declared, block.teacher
         )
@@ -253,73 +210,27 @@ def _begun(cache: Path, sources: Sequence[_Source]) -> Build | None:
     return begun
 
 
-def _begin(
-    cache: Path,
-    plan: Plan,
-    sources: Sequence[_Source],
-    encoders: Sequence[Encoder],
-    options: Options,
-) -> Build:
+def _begin(cache: Path, plan: Plan, found: Sequence[Located], encoders: Sequence[Encoder]) -> Build:
     blocks: list[Block] = []
-    for source, encoder in zip(sources, encoders, strict=True):
+    pooled = None
+    for one, encoder in zip(found, encoders, strict=True):
+        offset = sum(block.width for block in blocks)
         blocks.append(
             loading.block_of(
-                source.teacher,
+                one.teacher,
                 encoder,
-                offset=sum(block.width for block in blocks),
-                revision=source.revision,
-                fingerprint=source.fingerprint,
+                offset=offset,
+                revision=one.revision,
+                fingerprint=one.fingerprint,
             )
         )
-    identity = identity_of(plan.ids_digest, plan.held_out_rows, plan.rows_per_shard, blocks)
-    begun = Build(identity, tuple(blocks))
+        if isinstance(encoder, KeepsPooled) and encoder.pooled_width is not None:
+            pooled = Pooled(one.teacher.name, encoder.pooled_width, one.body)
+    identity = identity_of(plan.ids_digest, plan.held_out_rows, plan.rows_per_shard, blocks, pooled)
+    begun = Build(identity, tuple(blocks), pooled)
     # Ranks arrive here together and each writes the same bytes: the check is what counts.
     write_record(cache / BUILD_FILE, begun)
     return begun
-
-
-def _encode_shards(
-    cache: Path,
-    plan: Plan,
-    begun: Build,
-    indices: Sequence[int],
-    sources: Sequence[_Source],
-    encoders: Sequence[Encoder],
-    advance: Callable[[int], None],
-) -> None:
-    """Encode and commit shards one after the other.
-
-    While the device encodes one shard, a thread tokenises the next and another writes the one
-    before: three shards are in memory, never more.
-    """
-
-    def prepare(index: int) -> tuple[Texts, list[Any]]:
-        texts = read_texts(cache, plan, index)
-        return texts, [
-            encoder.prepare(texts.texts, [source.teacher.prompt_for(s) for s in texts.sources])
-            for encoder, source in zip(encoders, sources, strict=True)
-        ]
-
-    def commit(index: int, texts: Texts, vectors: Sequence[Encoded]) -> None:
-        names = [source.teacher.name for source in sources]
-        blocks = list(zip(names, vectors, strict=True))
-        write_shard(cache, index, identity=begun.identity, texts=texts, blocks=blocks)
-
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
-        prepared = [ahead.submit(prepare, index) for index in indices[:1]]
-        written: list[Future[None]] = []
-        for position, index in enumerate(indices):
-            texts, inputs = prepared.pop().result()
-            prepared = [ahead.submit(prepare, i) for i in indices[position + 1 : position + 2]]
-            vectors = [
-                encoder.encode(given, advance)
-                for encoder, given in zip(encoders, inputs, strict=True)
-            ]
-            for earlier in written:
-                earlier.result()
-            written = [behind.submit(commit, index, texts, vectors)]
-        for last in written:
-            last.result()
 
 
 def _finish(cache: Path, plan: Plan, begun: Build) -> Manifest | None:
@@ -329,7 +240,7 @@ def _finish(cache: Path, plan: Plan, begun: Build) -> Manifest | None:
         return None
     for index, (record, planned) in enumerate(zip(shards, plan.shards, strict=True)):
         if record.ids_digest != planned.ids_digest:
-            raise CacheError(f"{shard_path(cache, index)} holds other rows than the plan's")
+            raise CacheError(f"{record_path(cache, index)} tells of other rows than the plan's")
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         identity=begun.identity,
@@ -340,6 +251,7 @@ def _finish(cache: Path, plan: Plan, begun: Build) -> Manifest | None:
         dtype=VECTOR_DTYPE,
         ids_digest=plan.ids_digest,
         blocks=begun.blocks,
+        pooled=begun.pooled,
         corpus=plan.corpus,
         counts=plan.counts,
         shards=shards,
@@ -348,7 +260,16 @@ def _finish(cache: Path, plan: Plan, begun: Build) -> Manifest | None:
     path = cache / MANIFEST_FILE
     if not path.exists() or Manifest.from_json(read_json(path), str(path)) != manifest:
         write_record(path, manifest)
+    _remove_orphans(cache, shards)
     return manifest
+
+
+def _remove_orphans(cache: Path, shards: Sequence[FileRecord]) -> None:
+    """Remove shard files that no record names: of builders that died, or came second."""
+    named = {shard_path(cache, index, record) for index, record in enumerate(shards)}
+    for path in (cache / SHARD_FOLDER).glob("*.arrow"):
+        if path not in named:
+            path.unlink(missing_ok=True)
 
 
 def first_difference(found: Any, asked: Any, where: str) -> str | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import RawIOBase
 from itertools import count
@@ -15,6 +17,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 _SERIAL = count()
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<pid>\d+)-\d+\.tmp$")
 
 
@@ -51,29 +54,67 @@ def commit_file(path: Path, write: Callable[[BinaryIO], None]) -> Written:
     `write` fills a temporary file beside `path`; it is synced, renamed over `path`, and the
     folder is synced. On any failure the temporary file is removed and `path` is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{_host()}-{os.getpid()}-{next(_SERIAL)}.tmp"
+    return commit_named(path.parent, path.name, write, lambda _: path)
+
+
+def commit_named(
+    folder: Path, stem: str, write: Callable[[BinaryIO], None], name: Callable[[Written], Path]
+) -> Written:
+    """`commit_file` for a file in `folder` whose path follows from what was written.
+
+    `stem` is what its temporary file is called by.
+    """
+    with _aside(folder, stem, write) as (temporary, written):
+        temporary.replace(name(written))
+    _sync_folder(folder)
+    return written
+
+
+def commit_bytes(path: Path, data: bytes) -> Written:
+    """`commit_file` for what is already in memory."""
+    return commit_file(path, lambda stream: _write_all(stream, data))
+
+
+def commit_first(path: Path, data: bytes) -> bool:
+    """`commit_bytes` unless there is such a file: of several writers the first wins, the rest are
+    told False.
+
+    Where the file system knows no hard links, the last wins.
+    """
+    with _aside(path.parent, path.name, lambda stream: _write_all(stream, data)) as (temporary, _):
+        try:
+            os.link(temporary, path)
+            temporary.unlink()
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            temporary.replace(path)
+    _sync_folder(path.parent)
+    return True
+
+
+@contextmanager
+def _aside(
+    folder: Path, stem: str, write: Callable[[BinaryIO], None]
+) -> Iterator[tuple[Path, Written]]:
+    """A temporary file, written and synced; whatever is left of it in the end is removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{stem}.{_host()}-{os.getpid()}-{next(_SERIAL)}.tmp"
     try:
         with temporary.open("wb") as stream:
             hashing = _Hashing(stream)
             write(hashing)  # type: ignore[arg-type]  # a raw stream has all that writers ask for
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
+        yield temporary, Written(hashing.bytes, hashing.digest.hexdigest())
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-    return Written(hashing.bytes, hashing.digest.hexdigest())
 
 
-def commit_bytes(path: Path, data: bytes) -> Written:
-    """`commit_file` for what is already in memory."""
-
-    def write(stream: BinaryIO) -> None:
-        stream.write(data)
-
-    return commit_file(path, write)
+def _write_all(stream: BinaryIO, data: bytes) -> None:
+    stream.write(data)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -7,6 +7,7 @@ parsing small JSON files, and imports numpy, pyarrow and xxhash alone.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Self
 import pyarrow as pa
 import xxhash
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever a cache written before can no longer be read, or would be read differently."""
 
 ROWS_PER_SHARD = 8192
@@ -30,6 +31,8 @@ MANIFEST_FILE = "manifest.json"
 PLAN_FOLDER = "plan"
 SHARD_FOLDER = "shards"
 TEACHER_FOLDER = "teachers"
+
+_CHECKSUM = re.compile(r"[0-9a-f]{32}")
 
 
 class CacheError(Exception):
@@ -104,6 +107,19 @@ class Block(Record):
 
 
 @dataclass(frozen=True)
+class Pooled(Record):
+    """The pooled state of one teacher's body, kept for students that start as that body.
+
+    `body` is the digest of what such a student is read from (`models.body_fingerprint`); prompts,
+    longest input and dtype are those of the teacher's block.
+    """
+
+    teacher: str
+    width: int
+    body: str
+
+
+@dataclass(frozen=True)
 class FileRecord(Record):
     """A committed file of rows: its row count, size in bytes, checksum and digest of its ids."""
 
@@ -111,6 +127,14 @@ class FileRecord(Record):
     bytes: int
     checksum: str
     ids_digest: str
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
+        """Read a record. Refuses a checksum that is none: a part of it becomes a file's name."""
+        record = super().from_json(data, where)
+        if not isinstance(record.checksum, str) or not _CHECKSUM.fullmatch(record.checksum):
+            raise CacheError(f"{where}: expected a checksum, found {record.checksum!r}")
+        return record
 
 
 @dataclass(frozen=True)
@@ -150,16 +174,23 @@ class Manifest(Record):
     dtype: str
     ids_digest: str
     blocks: tuple[Block, ...]
+    pooled: Pooled | None
     corpus: Mapping[str, Any]
     counts: Mapping[str, Any]
     shards: tuple[FileRecord, ...]
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
-        """Read a manifest; blocks and shards become records. Refuses another format version."""
+        """Read a manifest; its parts become records. Refuses another format version."""
         _check_version(data, where)
         manifest = super().from_json(data, where)
+        manifest = replace(manifest, pooled=read_pooled(manifest.pooled, where))
         return manifest.with_records(where, blocks=Block, shards=FileRecord)
+
+
+def read_pooled(data: Any, where: str) -> Pooled | None:
+    """The record of the pooled column, as JSON has it; None where a cache keeps none."""
+    return None if data is None else Pooled.from_json(data, f"{where}: pooled")
 
 
 def _check_version(data: Mapping[str, Any], where: str) -> None:
@@ -171,24 +202,26 @@ def _check_version(data: Mapping[str, Any], where: str) -> None:
         )
 
 
-def shard_schema(width: int, teachers: int, metadata: Mapping[str, str]) -> pa.Schema:
+def shard_schema(
+    width: int, teachers: int, pooled: int | None, metadata: Mapping[str, str]
+) -> pa.Schema:
     """The columns of a shard.
 
     `embedding` is the normalised concatenation, one contiguous float16 run per shard; `norms` and
     `tokens` hold, for each block, the raw L2 norm before normalisation and the number of tokens
-    the teacher saw.
+    the teacher saw. `pooled`, where it is kept, is that many columns wide and not normalised.
     """
-    return pa.schema(
-        [
-            pa.field("id", pa.binary(ID_BYTES), nullable=False),
-            pa.field("text", pa.string(), nullable=False),
-            pa.field("source", pa.string(), nullable=False),
-            pa.field("tokens", pa.list_(pa.int32(), teachers), nullable=False),
-            pa.field("norms", pa.list_(pa.float32(), teachers), nullable=False),
-            pa.field("embedding", pa.list_(pa.float16(), width), nullable=False),
-        ],
-        metadata=dict(metadata),
-    )
+    columns = [
+        pa.field("id", pa.binary(ID_BYTES), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("tokens", pa.list_(pa.int32(), teachers), nullable=False),
+        pa.field("norms", pa.list_(pa.float32(), teachers), nullable=False),
+        pa.field("embedding", pa.list_(pa.float16(), width), nullable=False),
+    ]
+    if pooled is not None:
+        columns.append(pa.field("pooled", pa.list_(pa.float16(), pooled), nullable=False))
+    return pa.schema(columns, metadata=dict(metadata))
 
 
 PLAN_SCHEMA = pa.schema(
@@ -200,9 +233,13 @@ PLAN_SCHEMA = pa.schema(
 )
 
 
-def shard_path(cache: Path, index: int) -> Path:
-    """Where shard `index` lies. Names are computed, never read from a cache."""
-    return cache / SHARD_FOLDER / f"{index:05d}.arrow"
+def shard_path(cache: Path, index: int, record: FileRecord) -> Path:
+    """Where the shard `index` of this record lies: its checksum is a part of its name.
+
+    So a file, once it has its name, never changes, and two builders that come to different bytes
+    for one shard do not overwrite each other: the record says which file is the shard.
+    """
+    return cache / SHARD_FOLDER / f"{index:05d}-{record.checksum[:8]}.arrow"
 
 
 def record_path(cache: Path, index: int) -> Path:
@@ -226,7 +263,11 @@ def canonical_json(data: Any) -> str:
 
 
 def identity_of(
-    ids_digest: str, held_out_rows: int, rows_per_shard: int, blocks: Sequence[Block]
+    ids_digest: str,
+    held_out_rows: int,
+    rows_per_shard: int,
+    blocks: Sequence[Block],
+    pooled: Pooled | None,
 ) -> str:
     """The identity of a cache: these texts, in this order, under these teachers.
 
@@ -239,6 +280,7 @@ def identity_of(
         "held_out_rows": held_out_rows,
         "rows_per_shard": rows_per_shard,
         "blocks": [block.decisive() for block in blocks],
+        "pooled": None if pooled is None else pooled.to_json(),
     }
     return checksum(canonical_json(facts).encode())
 

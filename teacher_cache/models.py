@@ -6,6 +6,7 @@ Teachers and students name models in the same three ways, so both phases use thi
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ PACKAGE_PREFIX = "package:"
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model"]
 """What is fetched from a hub: safetensors and text, never pickles, never code."""
 
+_BODY_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _CHUNK = 1 << 24
 
 
@@ -57,6 +59,25 @@ def fingerprint(folder: Path, files: Iterable[Path]) -> str:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Where the transformer of a model's folder lies: a sentence-transformers folder may say."""
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        return folder
+    first = json.loads(modules.read_text(encoding="utf-8"))[0]
+    return folder / str(first.get("path", ""))
+
+
+def body_fingerprint(folder: Path) -> str:
+    """The fingerprint of a model's transformer alone: weights, configuration and tokenizer.
+
+    Two folders with the same one give every text the same token states, whatever heads they have.
+    """
+    place = transformer_folder(folder)
+    files = [place / name for name in _BODY_FILES if (place / name).is_file()]
+    return fingerprint(place, [*files, *place.glob("*.safetensors")])
 
 
 def _package_folder(package: str, what: str) -> Path:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from teacher_cache.format import CacheError
 
+POLL_SECONDS = 0.5
+"""How often a rank looks whether another has done what it waits for."""
+
 _LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # accelerate launch, torchrun
     # srun. SLURM_NTASKS would not do: a batch script has it too, outside of any step.

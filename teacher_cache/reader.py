@@ -32,6 +32,7 @@ from teacher_cache.format import (
 class _Shard:
     batch: pa.RecordBatch
     vectors: NDArray[np.float16]
+    pooled: NDArray[np.float16] | None
 
 
 class CacheReader:
@@ -123,6 +124,24 @@ class CacheReader:
         parts /= np.sqrt(np.einsum("nw,nw->n", parts, parts))[:, None]
         return parts.astype(np.float16)
 
+    def pooled(self, rows: ArrayLike | Iterable[int]) -> NDArray[np.float16]:
+        """The kept pooled states [n, H] of one teacher's body, not normalised.
+
+        Which teacher, and of which body: `manifest.pooled`.
+
+        Raises:
+            IndexError: a row is outside the cache.
+            CacheError: the cache keeps none, or a shard is damaged.
+        """
+        kept = self.manifest.pooled
+        if kept is None:
+            raise CacheError(
+                f"{self.path} keeps no pooled state; build one with: "
+                "jasper-cache build --keep-pooled TEACHER"
+            )
+        places = self._places(self._rows(rows))
+        return _stack([shard.pooled[row] for shard, row in places], kept.width)  # type: ignore[index]
+
     def texts(self, rows: ArrayLike | Iterable[int]) -> list[str]:
         """The texts of the rows."""
         return self._column("text", rows)
@@ -174,7 +193,7 @@ class CacheReader:
         ]
 
     def _open(self, number: int) -> _Shard:
-        path = shard_path(self.path, number)
+        path = shard_path(self.path, number, self.manifest.shards[number])
         try:
             # The mapping outlives the file handle: 977 shards would exhaust the usual 1,024.
             with pa.memory_map(str(path)) as source:
@@ -192,14 +211,21 @@ class CacheReader:
                     f"{path}: its {key.decode()} is {metadata.get(key)!r}, expected {value!r}: "
                     "the file belongs elsewhere"
                 )
-        schema = shard_schema(self.manifest.width, len(self.manifest.blocks), {})
+        kept = self.manifest.pooled
+        width = None if kept is None else kept.width
+        schema = shard_schema(self.manifest.width, len(self.manifest.blocks), width, {})
         if batch.schema != schema or batch.num_rows != self.manifest.shards[number].rows:
             raise CacheError(f"{path} has other columns or rows than expected; {self._advice}")
-        column = batch.column("embedding")
-        vectors = column.flatten().to_numpy(zero_copy_only=True)
-        shard = _Shard(batch, vectors.reshape(len(column), self.manifest.width))
+        pooled = None if kept is None else _matrix(batch, "pooled")
+        shard = _Shard(batch, _matrix(batch, "embedding"), pooled)
         self._shards[number] = shard
         return shard
+
+
+def _matrix(batch: pa.RecordBatch, name: str) -> NDArray[np.float16]:
+    column = batch.column(name)
+    values: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=True)
+    return values.reshape(len(column), column.type.list_size)
 
 
 def _stack(rows: list[NDArray[np.float16]], width: int) -> NDArray[np.float16]:
@@ -224,7 +250,11 @@ def _read_manifest(path: Path) -> Manifest:
         )
     manifest = Manifest.from_json(read_json(file), str(file))
     found = identity_of(
-        manifest.ids_digest, manifest.held_out_rows, manifest.rows_per_shard, manifest.blocks
+        manifest.ids_digest,
+        manifest.held_out_rows,
+        manifest.rows_per_shard,
+        manifest.blocks,
+        manifest.pooled,
     )
     if found != manifest.identity:
         raise CacheError(
@@ -250,7 +280,7 @@ def _adds_up(manifest: Manifest) -> bool:
 
 def _check_sizes(path: Path, manifest: Manifest) -> None:
     for index, record in enumerate(manifest.shards):
-        shard = shard_path(path, index)
+        shard = shard_path(path, index, record)
         size = shard.stat().st_size if shard.exists() else None
         if size != record.bytes:
             raise CacheError(

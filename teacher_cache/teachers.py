@@ -34,7 +34,8 @@ class Teacher:
     maps a corpus source to the text put before its texts, `default` standing for the others;
     `named_prompts` are those its authors publish, for recipes to refer to as `@name`.
     `max_tokens` counts prompt and special tokens. `sample` is the number of planned texts that a
-    fitted teacher is fitted on.
+    fitted teacher is fitted on. With `keep_pooled` the mean state of its body, before any head, is
+    kept beside the vectors: the input of stage 1 for a student that starts as this body.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Teacher:
     max_tokens: int | None = 512
     dtype: Dtype = "float32"
     sample: int | None = None
+    keep_pooled: bool = False
 
     def prompt_for(self, source: str) -> str:
         """The text put before each text of this corpus source."""
@@ -74,6 +76,9 @@ class TeacherSpec(BaseModel):
     licence: str | None = Field(None, description="licence of the model's outputs")
     sample: Annotated[int, Field(gt=0)] | None = Field(
         None, description="texts that a fitted teacher is fitted on"
+    )
+    keep_pooled: bool = Field(
+        False, description="also keep its body's mean state, for a student that starts as it"
     )
 
 

@@ -62,7 +62,7 @@ def _of_plan(reader: CacheReader) -> Iterator[str]:
 
 
 def _of_shard(reader: CacheReader, index: int, expected: FileRecord) -> Iterator[str]:
-    path, record = shard_path(reader.path, index), record_path(reader.path, index)
+    path, record = shard_path(reader.path, index, expected), record_path(reader.path, index)
     where = f"shard {index} ({path})"
     if not path.is_file():
         yield f"{where} is missing"
@@ -103,6 +103,11 @@ def _of_rows(batch: pa.RecordBatch, expected: FileRecord) -> Iterator[str]:
     bad = np.flatnonzero(~(np.abs(norms - 1) < NORM_TOLERANCE))
     if len(bad):
         yield f"{len(bad)} vectors are not of unit length, the first in row {bad[0]}"
+    if "pooled" in batch.schema.names:
+        states = batch.column("pooled").flatten().to_numpy(zero_copy_only=True)
+        bad = np.flatnonzero(~np.isfinite(states.reshape(len(column), -1)).all(axis=1))
+        if len(bad):
+            yield f"{len(bad)} pooled states are not finite, the first in row {bad[0]}"
 
 
 def file_checksum(path: Path) -> str:

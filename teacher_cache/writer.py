@@ -14,14 +14,23 @@ import xxhash
 from numpy.typing import NDArray
 
 from teacher_cache.encoders.protocol import Encoded, FloatArray
-from teacher_cache.files import Written, commit_bytes, commit_file
+from teacher_cache.files import (
+    Written,
+    commit_bytes,
+    commit_file,
+    commit_first,
+    commit_named,
+)
 from teacher_cache.format import (
     FORMAT_VERSION,
     PLAN_SCHEMA,
+    SHARD_FOLDER,
+    VECTOR_DTYPE,
     CacheError,
     FileRecord,
     Record,
     plan_path,
+    read_json,
     record_path,
     shard_path,
     shard_schema,
@@ -47,8 +56,12 @@ class Texts:
 
 def write_record(path: Path, record: Record) -> None:
     """Commit a JSON record: readable, with a stable order of keys."""
+    commit_bytes(path, _json_of(record))
+
+
+def _json_of(record: Record) -> bytes:
     text = json.dumps(record.to_json(), indent=1, sort_keys=True, ensure_ascii=False)
-    commit_bytes(path, text.encode() + b"\n")
+    return text.encode() + b"\n"
 
 
 def write_plan_file(cache: Path, index: int, texts: Texts) -> FileRecord:
@@ -61,7 +74,7 @@ def write_plan_file(cache: Path, index: int, texts: Texts) -> FileRecord:
         ],
         schema=PLAN_SCHEMA,
     )
-    written = _commit_table(plan_path(cache, index), table, compression="zstd")
+    written = commit_file(plan_path(cache, index), lambda s: _write_table(s, table, "zstd"))
     return FileRecord(len(texts), written.bytes, written.checksum, texts.ids_digest)
 
 
@@ -77,7 +90,11 @@ def write_shard(
 
     `blocks` are each teacher's name and raw vectors, in the order of the manifest's blocks. Each
     block is L2-normalised, the blocks are concatenated, and the whole is normalised (paper,
-    section 2: with k teachers, every block weighs 1/√k).
+    section 2: with k teachers, every block weighs 1/√k). The pooled states that came with one of
+    them become one more column.
+
+    Where another builder committed the shard meanwhile, its record is given and this one's file
+    is dropped: two runs of a model need not agree in the last bit.
 
     Raises:
         CacheError: a vector is missing, not finite or zero; nothing was written.
@@ -85,10 +102,12 @@ def write_shard(
     norms = np.stack([_norms(texts, name, encoded.vectors) for name, encoded in blocks], axis=1)
     rows = concatenate([encoded.vectors for _, encoded in blocks], norms)
     tokens = np.stack([encoded.tokens for _, encoded in blocks], axis=1)
+    pooled = _pooled(texts, blocks)
     digest = texts.ids_digest
     schema = shard_schema(
         rows.shape[1],
         len(blocks),
+        None if pooled is None else pooled.shape[1],
         {
             "format_version": str(FORMAT_VERSION),
             "identity": identity,
@@ -96,23 +115,49 @@ def write_shard(
             "ids_digest": digest,
         },
     )
-    table = pa.Table.from_arrays(
-        [
-            pa.array(texts.ids, pa.binary(16)),
-            pa.array(texts.texts, pa.string()),
-            pa.array(texts.sources, pa.string()),
-            _fixed_size_list(tokens.astype(np.int32), schema.field("tokens").type),
-            _fixed_size_list(norms, schema.field("norms").type),
-            _fixed_size_list(rows, schema.field("embedding").type),
-        ],
-        schema=schema,
+    columns = [
+        pa.array(texts.ids, pa.binary(16)),
+        pa.array(texts.texts, pa.string()),
+        pa.array(texts.sources, pa.string()),
+        _fixed_size_list(tokens.astype(np.int32), schema.field("tokens").type),
+        _fixed_size_list(norms, schema.field("norms").type),
+        _fixed_size_list(rows, schema.field("embedding").type),
+    ]
+    if pooled is not None:
+        columns.append(_fixed_size_list(pooled, schema.field("pooled").type))
+    return _commit_shard(cache, index, pa.Table.from_arrays(columns, schema=schema), digest)
+
+
+def _commit_shard(cache: Path, index: int, table: pa.Table, ids_digest: str) -> FileRecord:
+    def record_of(written: Written) -> FileRecord:
+        return FileRecord(table.num_rows, written.bytes, written.checksum, ids_digest)
+
+    written = commit_named(
+        cache / SHARD_FOLDER,
+        f"{index:05d}.arrow",
+        lambda stream: _write_table(stream, table),
+        lambda written: shard_path(cache, index, record_of(written)),
     )
-    # Where a lost shard is written again, its old record must not vouch for the new bytes.
-    record_path(cache, index).unlink(missing_ok=True)
-    written = _commit_table(shard_path(cache, index), table)
-    record = FileRecord(len(texts), written.bytes, written.checksum, digest)
-    write_record(record_path(cache, index), record)
+    record, place = record_of(written), record_path(cache, index)
+    if not commit_first(place, _json_of(record)):
+        other = committed(cache, index)
+        if other is not None:
+            if other.checksum != record.checksum:
+                shard_path(cache, index, record).unlink(missing_ok=True)
+            return other
+        # The record there is of a lost file.
+        write_record(place, record)
     return record
+
+
+def committed(cache: Path, index: int) -> FileRecord | None:
+    """The record of a shard, None unless it and a file of the recorded size are there."""
+    path = record_path(cache, index)
+    if not path.exists():
+        return None
+    record = FileRecord.from_json(read_json(path), str(path))
+    shard = shard_path(cache, index, record)
+    return record if shard.exists() and shard.stat().st_size == record.bytes else None
 
 
 def concatenate(vectors: Sequence[FloatArray], norms: FloatArray) -> NDArray[np.float16]:
@@ -156,13 +201,27 @@ def _fixed_size_list(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, type=kind)
 
 
-def _commit_table(path: Path, table: pa.Table, compression: str | None = None) -> Written:
+def _pooled(texts: Texts, blocks: Sequence[tuple[str, Encoded]]) -> NDArray[np.float16] | None:
+    """The pooled states that came with one of the blocks, as float16 [n, width]."""
+    for name, encoded in blocks:
+        if encoded.pooled is None:
+            continue
+        with np.errstate(over="ignore"):  # what overflows float16 is refused below
+            states = encoded.pooled.astype(np.float16)
+        bad = np.flatnonzero(~np.isfinite(states).all(axis=1))
+        if len(bad):
+            raise CacheError(
+                f"teacher {name}: the pooled state of text {texts.ids[bad[0]].hex()} does not fit "
+                f"{VECTOR_DTYPE} ({len(bad)} such in this shard); build without keep_pooled; "
+                "nothing of this shard was written"
+            )
+        return states
+    return None
+
+
+def _write_table(stream: BinaryIO, table: pa.Table, compression: str | None = None) -> None:
     options = pa.ipc.IpcWriteOptions(compression=compression)
     # One record batch, so that every column of a shard is one contiguous run of bytes.
     (batch,) = table.combine_chunks().to_batches()
-
-    def write(stream: BinaryIO) -> None:
-        with pa.ipc.new_file(pa.PythonFile(stream, "w"), table.schema, options=options) as sink:
-            sink.write_batch(batch)
-
-    return commit_file(path, write)
+    with pa.ipc.new_file(pa.PythonFile(stream, "w"), table.schema, options=options) as sink:
+        sink.write_batch(batch)

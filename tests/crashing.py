@@ -21,8 +21,9 @@ import sklearn.decomposition
 import sklearn.feature_extraction.text  # noqa: F401
 from forks import Work, died, forked
 from jobs import ROWS_PER_SHARD, contents, copy, corpus, lsa, make, write_corpus
+from shard_files import shard_file
 
-from teacher_cache.format import read_json, record_path, shard_path
+from teacher_cache.format import read_json, record_path
 from teacher_cache.ranks import Rank
 
 # Two fitted teachers: no torch, so that forks are safe and a build takes a tenth of a second.
@@ -42,7 +43,8 @@ def killed_at(moment: int, work: Work, cache: Path) -> Work:
 
         def die(event: str, arguments: tuple[object, ...]) -> None:
             nonlocal seen
-            if event == "os.rename" and str(arguments[0]).startswith(str(cache)):
+            named = event in ("os.rename", "os.link")
+            if named and str(arguments[0]).startswith(str(cache)):
                 seen += 1
                 if seen == moment:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -102,10 +104,10 @@ def lost_shard(folder: Path) -> list[dict[str, object]]:
     deaths: list[dict[str, object]] = []
     while True:
         cache = copy(folder / "whole", folder / f"lost-{len(deaths)}")
+        shard_file(cache, 1).unlink()
         checksum = read_json(record_path(cache, 1))["checksum"]
         for path in (record_path(cache, 1), cache / "manifest.json"):
             path.write_text(path.read_text().replace(checksum, checksum[::-1]))
-        shard_path(cache, 1).unlink()
         finished = not died(forked(killed_at(len(deaths) + 1, partial(build_into, cache), cache)))
         assert not died(forked(partial(build_into, cache)))
         deaths.append({"left": [], "differs": differences(cache, undisturbed)})

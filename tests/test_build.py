@@ -25,9 +25,10 @@ from jobs import (
 )
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from shard_files import shard_file
 from small_models import VOCABULARY, change_weights, write_encoder
 
-from teacher_cache.format import CacheError, record_path, shard_path
+from teacher_cache.format import CacheError, record_path
 from teacher_cache.reader import CacheReader
 from teacher_cache.summary import summarize
 
@@ -203,7 +204,7 @@ def test_vector_of_length_zero_stops_with_teacher_and_text(tmp_path: Path) -> No
     cache = tmp_path / "cache"
     with pytest.raises(CacheError, match=f"teacher lsa: .* {last.id.hex()} is zero.*'日本'"):
         made(cache, texts, [lsa(sample=16, width=3)])
-    assert not shard_path(cache, 1).exists()
+    assert sorted(path.name for path in (cache / "shards").glob("00001*")) == []
 
 
 def test_finished_cache_is_left_alone(cache: CacheReader, small_encoder: Path) -> None:
@@ -220,8 +221,8 @@ def test_lost_and_short_shards_are_written_again_as_they_were(
 ) -> None:
     folder = copy(cache.path.parent, tmp_path / "copy")
     lost = folder / cache.path.name
-    shard_path(lost, 1).unlink()
-    with shard_path(lost, 2).open("r+b") as stream:
+    shard_file(lost, 1).unlink()
+    with shard_file(lost, 2).open("r+b") as stream:
         stream.truncate(1000)
     made(lost, corpus(folder), [bert(small_encoder), lsa()])
     assert contents(lost) == contents(cache.path)
@@ -233,7 +234,7 @@ def test_records_follow_a_shard_that_came_out_otherwise(
     """As where another device encodes a lost shard again: its last bits are others."""
     folder = copy(cache.path.parent, tmp_path / "copy")
     lost = folder / cache.path.name
-    shard_path(lost, 1).unlink()
+    shard_file(lost, 1).unlink()
     of_another_device = cache.manifest.shards[1].checksum[::-1]
     for path in (lost / "manifest.json", record_path(lost, 1)):
         text = path.read_text()

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import typer
 from jobs import contents, copy, write_corpus
+from shard_files import shard_file
 
 from cli.cache import app
 from cli.console import run
 from cli.recipe import load
-from teacher_cache.format import plan_path, shard_path
+from teacher_cache.format import plan_path
 from teacher_cache.reader import CacheReader
 from teacher_cache.teachers import resolve
 
@@ -134,7 +135,7 @@ def test_inspect_shows_tables_and_json(built: tuple[Path, str], command: Command
     reader = CacheReader(path)
     assert facts["identity"] == reader.identity
     assert (facts["rows"], facts["width"], facts["shards"]) == (40, 392, 1)
-    assert facts["bytes"] == shard_path(path, 0).stat().st_size
+    assert facts["bytes"] == shard_file(path, 0).stat().st_size
     assert [block["width"] for block in facts["blocks"]] == [384, 8]
     assert facts["blocks"][0]["prompts"] == {"asked": "question: "}
     assert 3 < facts["blocks"][0]["mean_tokens"] <= 32
@@ -152,15 +153,15 @@ def test_verify_ends_with_1_and_names_the_damaged_shards(
     cache: CacheReader, command: Command, tmp_path: Path
 ) -> None:
     own = copy(cache.path, tmp_path / "own")
-    shard_path(own, 0).unlink()
-    data = bytearray(shard_path(own, 2).read_bytes())
+    shard_file(own, 0).unlink()
+    data = bytearray(shard_file(own, 2).read_bytes())
     data[3000] ^= 1
-    shard_path(own, 2).write_bytes(data)
+    shard_file(own, 2).write_bytes(data)
     ran = command("verify", own)
     assert ran.code == 1
     first, second = ran.out.splitlines()
-    assert first == f"shard 0 ({shard_path(own, 0)}) is missing"
-    assert second.startswith(f"shard 2 ({shard_path(own, 2)}) has checksum ")
+    assert first == f"shard 0 ({shard_file(own, 0)}) is missing"
+    assert second.startswith(f"shard 2 ({shard_file(own, 2)}) has checksum ")
     assert "error" not in ran.err
 
 
@@ -188,7 +189,7 @@ def test_rank_of_a_launcher_builds_its_share(
     build(command, place)
     manifest = (place / "cache" / "manifest.json").read_bytes()
     (place / "cache" / "manifest.json").unlink()
-    shard_path(place / "cache", 0).unlink()
+    shard_file(place / "cache", 0).unlink()
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert build(command, place).out == f"rank 1 is done; others still work on {place / 'cache'}\n"
@@ -292,7 +293,7 @@ def test_no_cache_and_an_unfinished_one_are_refused(
 
 def test_damaged_plan_stops_a_build_in_one_line(command: Command, place: Path) -> None:
     build(command, place)
-    shard_path(place / "cache", 0).unlink()
+    shard_file(place / "cache", 0).unlink()
     plan_path(place / "cache", 0).write_bytes(b"")
     assert_refused(build(command, place), "00000.arrow has checksum", "but the plan says")
 

@@ -15,6 +15,7 @@ from teacher_cache.format import (
     FileRecord,
     Manifest,
     Plan,
+    Pooled,
     canonical_json,
     checksum,
     identity_of,
@@ -39,7 +40,8 @@ BLOCK = Block(
     dtype="bfloat16",
     licence="mit",
 )
-FILE = FileRecord(rows=2, bytes=100, checksum="aa", ids_digest="bb")
+FILE = FileRecord(rows=2, bytes=100, checksum="0123abcd" * 4, ids_digest="bb")
+POOLED = Pooled(teacher="a", width=5, body="ee")
 PLAN = Plan(
     format_version=FORMAT_VERSION,
     rows=2,
@@ -52,7 +54,7 @@ PLAN = Plan(
 )
 MANIFEST = Manifest(
     format_version=FORMAT_VERSION,
-    identity=identity_of("cc", 1, 8192, [BLOCK]),
+    identity=identity_of("cc", 1, 8192, [BLOCK], POOLED),
     rows=2,
     held_out_rows=1,
     rows_per_shard=8192,
@@ -60,6 +62,7 @@ MANIFEST = Manifest(
     dtype="float16",
     ids_digest="cc",
     blocks=(BLOCK,),
+    pooled=POOLED,
     corpus=PLAN.corpus,
     counts=PLAN.counts,
     shards=(FILE,),
@@ -87,6 +90,14 @@ def test_record_that_is_no_object_is_refused(wrong: Any) -> None:
         FileRecord.from_json(wrong, "here")
 
 
+@pytest.mark.parametrize(
+    "wrong", ["../../../../../../../../../etc", "0123ABCD" * 4, "0123abcd", 7, None]
+)
+def test_checksum_that_is_none_is_refused_as_it_becomes_a_name(wrong: Any) -> None:
+    with pytest.raises(CacheError, match=r"^here: expected a checksum, found "):
+        FileRecord.from_json({**FILE.to_json(), "checksum": wrong}, "here")
+
+
 @pytest.mark.parametrize("wrong", [None, 7, {"a": 1}, [7]])
 def test_manifest_whose_shards_are_no_records_is_refused(wrong: Any) -> None:
     data = {**MANIFEST.to_json(), "shards": wrong}
@@ -99,7 +110,7 @@ def test_manifest_whose_shards_are_no_records_is_refused(wrong: Any) -> None:
 def test_another_format_version_is_refused(kind: Any, version: object) -> None:
     record = {Plan: PLAN, Manifest: MANIFEST}[kind]
     data = {**record.to_json(), "format_version": version, "added_later": 1}
-    with pytest.raises(CacheError, match=f"here: .* format version {version!r}.* reads 1"):
+    with pytest.raises(CacheError, match=f"here: .* format version {version!r}.* reads 2"):
         kind.from_json(data, "here")
 
 
@@ -111,7 +122,7 @@ def test_number_that_is_none_is_refused(wrong: Any) -> None:
 
 def test_identity_of_a_known_cache_stays_what_it_was() -> None:
     """Another value here means that FORMAT_VERSION must be raised."""
-    assert identity_of("cc", 1, 8192, [BLOCK]) == "36b6998f81462af094171105ceb7f751"
+    assert identity_of("cc", 1, 8192, [BLOCK], None) == "35db731a7d8343020bf17c592c9a0cb1"
 
 
 @pytest.mark.parametrize(
@@ -132,25 +143,27 @@ def test_identity_of_a_known_cache_stays_what_it_was() -> None:
     ids=str,
 )
 def test_identity_changes_with_what_decides_the_numbers(change: dict[str, Any]) -> None:
-    assert identity_of("cc", 1, 8192, [replace(BLOCK, **change)]) != MANIFEST.identity
+    assert identity_of("cc", 1, 8192, [replace(BLOCK, **change)], POOLED) != MANIFEST.identity
 
 
 def test_identity_changes_with_texts_split_shards_and_order_of_teachers() -> None:
     other = replace(BLOCK, teacher="b")
     identities = {
-        identity_of("cc", 1, 8192, [BLOCK]),
-        identity_of("cd", 1, 8192, [BLOCK]),
-        identity_of("cc", 2, 8192, [BLOCK]),
-        identity_of("cc", 1, 4096, [BLOCK]),
-        identity_of("cc", 1, 8192, [BLOCK, other]),
-        identity_of("cc", 1, 8192, [other, BLOCK]),
+        identity_of("cc", 1, 8192, [BLOCK], None),
+        identity_of("cd", 1, 8192, [BLOCK], None),
+        identity_of("cc", 2, 8192, [BLOCK], None),
+        identity_of("cc", 1, 4096, [BLOCK], None),
+        identity_of("cc", 1, 8192, [BLOCK, other], None),
+        identity_of("cc", 1, 8192, [other, BLOCK], None),
+        identity_of("cc", 1, 8192, [BLOCK], POOLED),
+        identity_of("cc", 1, 8192, [BLOCK], replace(POOLED, body="ef")),
     }
-    assert len(identities) == 6
+    assert len(identities) == 8
 
 
 @pytest.mark.parametrize("change", [{"repository": "/x"}, {"revision": None}, {"licence": "?"}])
 def test_identity_does_not_ask_where_the_files_came_from(change: dict[str, Any]) -> None:
-    assert identity_of("cc", 1, 8192, [replace(BLOCK, **change)]) == MANIFEST.identity
+    assert identity_of("cc", 1, 8192, [replace(BLOCK, **change)], POOLED) == MANIFEST.identity
 
 
 def test_canonical_json_is_one_spelling_for_equal_data() -> None:
@@ -163,17 +176,19 @@ def test_checksum_is_xxh3_128() -> None:
 
 def test_names_are_computed_from_numbers() -> None:
     cache = Path("c")
-    assert shard_path(cache, 7) == Path("c/shards/00007.arrow")
+    assert shard_path(cache, 7, FILE) == Path("c/shards/00007-0123abcd.arrow")
     assert record_path(cache, 123_456) == Path("c/shards/123456.json")
     assert plan_path(cache, 0) == Path("c/plan/00000.arrow")
 
 
 def test_schema_has_no_nulls_and_fixed_widths() -> None:
-    schema = shard_schema(12, 2, {"shard": "0"})
+    schema = shard_schema(12, 2, 5, {"shard": "0"})
     assert not any(field.nullable for field in schema)
     assert schema.field("embedding").type == pa.list_(pa.float16(), 12)
     assert schema.field("tokens").type.list_size == schema.field("norms").type.list_size == 2
+    assert schema.field("pooled").type == pa.list_(pa.float16(), 5)
     assert schema.metadata == {b"shard": b"0"}
+    assert shard_schema(12, 2, None, {}).names == schema.names[:-1]
 
 
 def test_broken_json_is_named(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def under(name: str, prefix: str) -> bool:
 
 def test_the_walk_sees_imports_of_every_form() -> None:
     seen = set(imports(ROOT / "teacher_cache" / "build.py"))
-    assert {"data.corpus", "teacher_cache.models", "teacher_cache.encoders.loading"} <= seen
+    assert {"data.corpus", "teacher_cache.located", "teacher_cache.encoders.loading"} <= seen
     assert len(FILES) > 40
 
 

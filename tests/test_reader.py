@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 from jobs import assert_rounded, copy, corpus, in_cache_order, lsa, made, unit, write_corpus
 from numpy.typing import NDArray
+from shard_files import shard_file
 
-from teacher_cache.format import CacheError, shard_path
+from teacher_cache.format import CacheError
 from teacher_cache.reader import CacheReader
 
 
@@ -118,7 +119,7 @@ def test_held_out_rows_are_the_last(cache: CacheReader) -> None:
 
 def replace_by_holes(cache: Path, shards: Sequence[int]) -> None:
     """Shards become files of the same size that hold no data at all."""
-    for path in (shard_path(cache, number) for number in shards):
+    for path in (shard_file(cache, number) for number in shards):
         size = path.stat().st_size
         path.unlink()
         with path.open("wb") as stream:
@@ -130,7 +131,7 @@ def test_opening_reads_no_vectors_and_reading_then_fails_clearly(own: Path) -> N
     reader = CacheReader(own)
     assert (len(reader), reader.teachers) == (56, ("bert", "lsa"))
     for read in (reader.vectors, reader.texts):
-        with pytest.raises(CacheError, match=r"00001\.arrow cannot be read: .*jasper-cache verify"):
+        with pytest.raises(CacheError, match=r"00001-\w+\.arrow cannot be read: .* verify"):
             read([20])
 
 
@@ -138,13 +139,13 @@ def test_shards_are_opened_when_a_row_of_theirs_is_read(own: Path) -> None:
     replace_by_holes(own, [0, 3])
     reader = CacheReader(own)
     assert reader.vectors([16, 47]).any()
-    with pytest.raises(CacheError, match=r"00003\.arrow"):
+    with pytest.raises(CacheError, match=r"00003-\w+\.arrow"):
         reader.vectors([16, 48])
 
 
 def test_rows_are_mapped_and_no_file_is_held_open(own: Path) -> None:
     reader = CacheReader(own)
-    shards = {str(shard_path(own, number)) for number in range(4)}
+    shards = {str(shard_file(own, number)) for number in range(4)}
     assert not shards & mapped()
     reader.vectors(range(56))
     assert shards <= mapped()
@@ -184,28 +185,28 @@ def cut(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [lose, cut])
 def test_missing_or_short_shard_is_named_at_once(damage: Callable[[Path], None], own: Path) -> None:
-    damage(shard_path(own, 2))
-    with pytest.raises(CacheError, match=r"00002\.arrow has .* bytes, its record says \d+; see"):
+    damage(shard_file(own, 2))
+    with pytest.raises(CacheError, match=r"00002-\w+\.arrow has .*, its record says \d+;"):
         CacheReader(own)
     reader = CacheReader(own, check_sizes=False)
     assert reader.texts([0])
-    with pytest.raises(CacheError, match=r"00002\.arrow cannot be read"):
+    with pytest.raises(CacheError, match=r"00002-\w+\.arrow cannot be read"):
         reader.vectors([40])
 
 
 def test_shard_of_another_place_is_refused(own: Path) -> None:
-    shutil.copy(shard_path(own, 1), shard_path(own, 0))
+    shutil.copy(shard_file(own, 1), shard_file(own, 0))
     reader = CacheReader(own, check_sizes=False)
-    with pytest.raises(CacheError, match=r"00000\.arrow: its shard is b'1', expected b'0'"):
+    with pytest.raises(CacheError, match=r"00000-\w+\.arrow: its shard is b'1', expected b'0'"):
         reader.vectors([0])
 
 
 def test_shard_of_another_cache_is_refused(own: Path, tmp_path: Path) -> None:
     write_corpus(tmp_path)
     made(tmp_path / "other", corpus(tmp_path), [lsa()])
-    shutil.copy(shard_path(tmp_path / "other", 1), shard_path(own, 1))
+    shutil.copy(shard_file(tmp_path / "other", 1), shard_file(own, 1))
     reader = CacheReader(own, check_sizes=False)
-    with pytest.raises(CacheError, match=r"00001\.arrow: its identity is .* belongs elsewhere"):
+    with pytest.raises(CacheError, match=r"00001-\w+\.arrow: its identity is .* belongs elsewhere"):
         reader.texts([20])
 
 
@@ -222,7 +223,7 @@ def test_shard_of_another_cache_is_refused(own: Path, tmp_path: Path) -> None:
         ('"max_tokens": 512', '"max_tokens": 511', "claims .*: the file was changed"),
         ('"offset": 32', '"offset": 0', "claims .*: the file was changed"),
         ('"identity": "', '"identity": "0', "claims .*: the file was changed"),
-        ('"format_version": 1', '"format_version": 2', "format version 2"),
+        ('"format_version": 2', '"format_version": 1', "format version 1"),
         ('"dtype": "float16",', "", "expected the fields"),
         ("{", "", "not valid JSON"),
     ],
@@ -262,7 +263,7 @@ print(refused, len(range(0, len(whole), 5)))
 def test_flipped_bytes_give_wrong_values_or_an_error_but_never_a_crash(own: Path) -> None:
     """Only verify holds values against their checksum; every reader looks at what they hang on."""
     result = subprocess.run(
-        [sys.executable, "-c", _FLIP, str(own), str(shard_path(own, 0))],
+        [sys.executable, "-c", _FLIP, str(own), str(shard_file(own, 0))],
         stdout=subprocess.PIPE,
         check=True,
     )

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from jobs import bert, contents, copy, corpus, lsa, made, make, write_corpus
+from shard_files import shard_file
 from small_models import change_weights
 
 from data.corpus import Corpus
-from teacher_cache.format import CacheError, read_json, record_path, shard_path
+from teacher_cache.format import CacheError, read_json, record_path
 from teacher_cache.models import ModelError
 from teacher_cache.ranks import Rank
 from teacher_cache.reader import CacheReader
@@ -34,7 +35,7 @@ def place(request: pytest.FixtureRequest, cache: CacheReader, tmp_path: Path) ->
     place = copy(cache.path.parent, tmp_path / "place")
     if request.param == "begun":
         (place / "cache" / "manifest.json").unlink()
-        shard_path(place / "cache", 2).unlink()
+        shard_file(place / "cache", 2).unlink()
         record_path(place / "cache", 2).unlink()
     return place
 
@@ -188,7 +189,7 @@ def test_damaged_plan_is_refused_by_the_build_that_reads_it(
     cache: CacheReader, small_encoder: Path, tmp_path: Path
 ) -> None:
     place = copy(cache.path.parent, tmp_path / "place")
-    shard_path(place / "cache", 1).unlink()
+    shard_file(place / "cache", 1).unlink()
     plan = place / "cache" / "plan" / "00001.arrow"
     expected = read_json(place / "cache" / "plan.json")["shards"][1]["checksum"]
     plan.write_bytes(plan.read_bytes()[:-1] + b"\0")

@@ -39,7 +39,7 @@ def write(folder: Path, *vectors: NDArray[np.float32]) -> FileRecord:
 def test_shard_holds_unit_rows_and_what_they_were_before(teachers: int, tmp_path: Path) -> None:
     vectors = [raw(5 + i, LENGTHS, seed=i) for i in range(teachers)]
     record = write(tmp_path, *vectors)
-    path = tmp_path / "shards" / "00003.arrow"
+    path = tmp_path / "shards" / f"00003-{record.checksum[:8]}.arrow"
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)
         assert reader.num_record_batches == 1
@@ -55,7 +55,7 @@ def test_shard_holds_unit_rows_and_what_they_were_before(teachers: int, tmp_path
     assert record == FileRecord(5, path.stat().st_size, file_checksum(path), TEXTS.ids_digest)
     assert FileRecord.from_json(read_json(record_path(tmp_path, 3)), "") == record
     assert batch.schema.metadata == {
-        b"format_version": b"1",
+        b"format_version": b"2",
         b"identity": b"i",
         b"shard": b"3",
         b"ids_digest": TEXTS.ids_digest.encode(),

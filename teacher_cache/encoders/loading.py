@@ -25,6 +25,9 @@ MODULES: Mapping[EncoderKind, str] = {
     "nv-embed": "teacher_cache.encoders.nv_embed",
 }
 
+KEEP_POOLED: tuple[EncoderKind, ...] = ("stella", "sentence-transformers")
+"""The encoders that can give the pooled state of their body beside their vectors."""
+
 
 def locate(teacher: Teacher, base: Path = Path()) -> tuple[Path, str | None]:
     """The folder of a teacher's files, and the hub commit where it came from a hub.
@@ -44,6 +47,11 @@ def inspect_files(teacher: Teacher, folder: Path) -> list[Path]:
     Raises:
         TeacherError: the folder is not what the encoder expects.
     """
+    if teacher.keep_pooled and teacher.encoder not in KEEP_POOLED:
+        raise TeacherError(
+            f"teacher {teacher.name!r}: keep_pooled needs a body whose states are averaged as a "
+            f"student's are ({', '.join(KEEP_POOLED)}); {teacher.encoder} pools otherwise"
+        )
     files: list[Path] = _module(teacher).files(folder, teacher)
     return files
 

@@ -91,6 +91,8 @@ def _check_width(encoder: Encoder, teacher: Teacher, encoded: Encoded) -> None:
         )
     if not np.isfinite(encoded.vectors).all():
         raise _failure(teacher, f"its vectors in {teacher.dtype} are not finite; use another dtype")
+    if teacher.keep_pooled and encoded.pooled is None:
+        raise _failure(teacher, "its pooled state is to be kept, but it gave none")
 
 
 def _check_attention(encoder: SeesBothWays, teacher: Teacher, prepared: Tokenized) -> None:

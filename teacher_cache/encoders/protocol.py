@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,23 @@ class Encoded:
     """The answer to one shard of texts, in the order they were given.
 
     `vectors` [n, width] are raw: the build normalises them and keeps their norms. `tokens` [n]
-    counts what the teacher saw of each text, prompt and special tokens included.
+    counts what the teacher saw of each text, prompt and special tokens included. `pooled` [n, H]
+    is the body's mean before any head, where it is kept.
     """
 
     vectors: FloatArray
     tokens: IntArray
+    pooled: FloatArray | None = None
+
+
+@runtime_checkable
+class KeepsPooled(Protocol):
+    """What an encoder offers that can give the pooled state of its body beside its vectors."""
+
+    @property
+    def pooled_width(self) -> int | None:
+        """The width of the pooled state, None where it is not asked for."""
+        ...
 
 
 class Encoder(Protocol):

@@ -113,6 +113,7 @@ class SentenceTransformerEncoder:
         limits = [n for n in (teacher.max_tokens, model.max_seq_length) if n is not None]
         self.max_tokens = min(limits, default=None)
         pooling = [module for module in model if hasattr(module, "pooling_mode")]
+        self.pooled_width = _pooled_width(model, teacher) if teacher.keep_pooled else None
         self.pooling = ", ".join(str(module.pooling_mode) for module in pooling) or "model's own"
         if any(teacher.prompts.values()) and any(not m.include_prompt for m in pooling):
             raise TeacherError(
@@ -146,13 +147,30 @@ class SentenceTransformerEncoder:
             device=self.device,
             token_budget=self.token_budget,
             on_done=on_done,
+            pooled_width=self.pooled_width,
         )
 
     @torch.inference_mode()
     def _forward(
         self, ids: torch.Tensor, mask: torch.Tensor, _pooled_from: torch.Tensor
     ) -> torch.Tensor:
-        vectors: torch.Tensor = self.model({"input_ids": ids, "attention_mask": mask})[
-            "sentence_embedding"
-        ]
-        return vectors
+        features = {"input_ids": ids, "attention_mask": mask}
+        if self.pooled_width is None:
+            vectors: torch.Tensor = self.model(features)["sentence_embedding"]
+            return vectors
+        found = []
+        for module in self.model:
+            features = module(features)
+            found.append(features.get("sentence_embedding"))
+        # The second module pools, the last gives the vector.
+        return torch.cat([found[-1], found[1]], dim=1)
+
+
+def _pooled_width(model: Any, teacher: Teacher) -> int:
+    modes = [getattr(module, "pooling_mode", None) for module in model]
+    if len(modes) < 2 or modes[1] != "mean":
+        raise TeacherError(
+            f"teacher {teacher.name!r}: keep_pooled needs a body and then mean pooling, which is "
+            f"what a student has; its second module pools by {modes[1:2]}"
+        )
+    return int(model[1].get_embedding_dimension())

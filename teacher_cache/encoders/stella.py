@@ -74,7 +74,10 @@ def load(folder: Path, teacher: Teacher, *, device: str, token_budget: int | Non
         found.body, read_tensors(found.weights, PREFIX, device=where, dtype=dtype), where
     )
     dense = dict(read_tensors(found.dense, "linear.", device=where, dtype=torch.float32))
-    return StellaEncoder(body, dense["weight"], dense["bias"], found.tokenizer, where, token_budget)
+    return StellaEncoder(
+        body, dense["weight"], dense["bias"], found.tokenizer, where, token_budget,
+        keep_pooled=teacher.keep_pooled,
+    )  # fmt: skip
 
 
 class StellaEncoder:
@@ -88,6 +91,8 @@ class StellaEncoder:
         tokenizer: EosKeptTokenizer,
         device: torch.device,
         token_budget: int | None,
+        *,
+        keep_pooled: bool = False,
     ) -> None:
         self.body = body
         self.dense_TH, self.bias_T = dense_TH, bias_T
@@ -95,6 +100,7 @@ class StellaEncoder:
         self.device = device
         self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET[device.type]
         self.width = len(bias_T)
+        self.pooled_width: int | None = dense_TH.shape[1] if keep_pooled else None
         self.pooling = "mean of all tokens, then Dense in fp32; texts end " + (
             "without an end-of-text token" if tokenizer.eos_id is None else "in one"
         )
@@ -126,16 +132,20 @@ class StellaEncoder:
             device=self.device,
             token_budget=self.token_budget,
             on_done=on_done,
+            pooled_width=self.pooled_width,
         )
 
     @torch.inference_mode()
     def forward(
         self, ids_BL: torch.Tensor, mask_BL: torch.Tensor, _pooled_from_B: torch.Tensor
     ) -> torch.Tensor:
-        """Vectors [B, T] of a padded batch, in fp32."""
+        """Vectors [B, T] of a padded batch, in fp32; with pooled states kept, [B, T + H]."""
         states_BLH = bodies.token_states(self.body, ids_BL, mask_BL)
         pooled_BH = bodies.masked_mean(states_BLH, mask_BL)
-        return torch.nn.functional.linear(pooled_BH, self.dense_TH, self.bias_T)
+        vectors_BT = torch.nn.functional.linear(pooled_BH, self.dense_TH, self.bias_T)
+        if self.pooled_width is None:
+            return vectors_BT
+        return torch.cat([vectors_BT, pooled_BH], dim=1)
 
     @torch.inference_mode()
     def token_states(self, ids: IntArray) -> FloatArray:

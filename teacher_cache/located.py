@@ -1,0 +1,102 @@
+"""Teachers with the folders they lie in: found, fitted where that is needed, loaded, checked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from teacher_cache import models
+from teacher_cache.encoders import loading
+from teacher_cache.encoders.probe import probe
+from teacher_cache.encoders.protocol import Encoder
+from teacher_cache.format import TEACHER_FOLDER, CacheError, Plan
+from teacher_cache.golden import Golden, hold
+from teacher_cache.plan import read_texts
+from teacher_cache.ranks import POLL_SECONDS, Rank
+from teacher_cache.teachers import Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A teacher and where its files lie (None: it is still to be fitted).
+
+    `body` is the fingerprint of its transformer, where the pooled state is kept.
+    """
+
+    teacher: Teacher
+    folder: Path | None
+    revision: str | None = None
+    fingerprint: str = ""
+    body: str = ""
+
+
+def locate(teacher: Teacher, base: Path) -> Located:
+    """Find a teacher's files and digest them; relative folders are seen from `base`.
+
+    Raises:
+        TeacherError: nothing lies there, or the folder is not what the encoder expects.
+    """
+    if teacher.repository is None and teacher.sample is not None:
+        return Located(teacher, None)
+    folder, revision = loading.locate(teacher, base)
+    return _fingerprinted(teacher, folder, revision)
+
+
+def fit(located: Located, cache: Path, plan: Plan, rank: Rank) -> Located:
+    """Fit a teacher that comes with no weights, once; its folder is then like any other's.
+
+    Rank 0 fits, the others wait for it.
+    """
+    if located.folder is not None:
+        return located
+    folder = cache / TEACHER_FOLDER / located.teacher.name
+    if rank.index == 0:
+        loading.fit(located.teacher, folder, _sample(cache, plan, located.teacher))
+    while not loading.is_fitted(located.teacher, folder):
+        time.sleep(POLL_SECONDS)
+    return _fingerprinted(located.teacher, folder, None)
+
+
+def load(
+    located: Sequence[Located],
+    goldens: Sequence[Golden],
+    *,
+    device: str,
+    token_budget: int | None,
+) -> list[Encoder]:
+    """Load the teachers, each of which then proves what the build relies on.
+
+    Raises:
+        TeacherError: a teacher cannot be loaded, fails its check, or gives other vectors than a
+            golden file's.
+    """
+    encoders = []
+    for one in located:
+        if one.folder is None:
+            raise CacheError(f"teacher {one.teacher.name!r} was not fitted yet")
+        encoders.append(
+            loading.load_encoder(one.teacher, one.folder, device=device, token_budget=token_budget)
+        )
+    for one, encoder in zip(located, encoders, strict=True):
+        probe(encoder, one.teacher)
+        hold(encoder, one.teacher, goldens)
+    return encoders
+
+
+def _fingerprinted(teacher: Teacher, folder: Path, revision: str | None) -> Located:
+    files = loading.inspect_files(teacher, folder)
+    fingerprint = models.fingerprint(folder, files)
+    body = models.body_fingerprint(folder) if teacher.keep_pooled else ""
+    return Located(teacher, folder, revision, fingerprint, body)
+
+
+def _sample(cache: Path, plan: Plan, teacher: Teacher) -> Iterable[str]:
+    wanted = min(teacher.sample or 0, plan.rows - plan.held_out_rows)
+    for index in range(len(plan.shards)):
+        texts = read_texts(cache, plan, index).texts[:wanted]
+        yield from texts
+        wanted -= len(texts)
+        if wanted == 0:
+            return
