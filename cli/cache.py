@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +10,12 @@ import typer
 
 from cli.console import bar, default_device, phase, print_table, quiet_libraries, run, size
 from cli.golden import golden
+from cli.names import pick
 
 if TYPE_CHECKING:
     from cli.recipe import Recipe
     from data.corpus import CorpusSpec
-    from teacher_cache.teachers import Teacher, TeacherSpec
+    from teacher_cache.teachers import Teacher
 
 app = typer.Typer(
     help="Phase 1: run the teachers once over the texts and keep their vectors.",
@@ -171,23 +171,12 @@ def _job(
         found = ", ".join(spec.name for spec in book.teachers)
         raise RecipeError(f"{path}: expected teachers of different names, found {found}")
     if names is not None:
-        asked = [name.strip() for name in names.split(",")]
-        _check_known(asked, specs, path)
-        specs = {name: specs[name] for name in asked}
+        specs = {name: specs[name] for name in pick(names, list(specs), str(path))}
     if keep_pooled is not None:
-        _check_known([keep_pooled], specs, path)
-        kept = specs[keep_pooled].model_copy(update={"keep_pooled": True})
-        specs = {**specs, keep_pooled: kept}
+        for name in pick(keep_pooled, list(specs), str(path)):
+            specs[name] = specs[name].model_copy(update={"keep_pooled": True})
     corpus = book.corpus if limit is None else book.corpus.model_copy(update={"texts": limit})
     return corpus, [resolve(spec) for spec in specs.values()]
-
-
-def _check_known(names: Iterable[str], specs: Mapping[str, TeacherSpec], path: Path) -> None:
-    from cli.recipe import RecipeError
-
-    unknown = [name for name in names if name not in specs]
-    if unknown:
-        raise RecipeError(f"{path} has no teacher {unknown[0]!r}; it has {', '.join(specs)}")
 
 
 def main() -> None:

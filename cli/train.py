@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.console import bar, phase, print_table, quiet_libraries, run, size
+from cli.names import pick
 
 app = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False)
 
@@ -88,7 +89,8 @@ def train(
     if weights is not None:
         spec = with_weights(spec, _weights(weights))
     reader = CacheReader(cache)
-    names = tuple(block.teacher for block in reader.blocks(_names(teachers)))
+    asked = None if teachers is None else pick(teachers, reader.teachers, str(cache))
+    names = tuple(block.teacher for block in reader.blocks(asked))
     target_width = reader.width(names)
     widths = {"fc1": target_width, **book.student.reduced_heads}
     check(spec, widths, target_width, len(reader.train_rows))
@@ -139,10 +141,6 @@ def train(
             phase=phase,
         )
     typer.echo(f"{stage_run.model}: {spec.purpose}{'' if trained else ' (done before)'}")
-
-
-def _names(teachers: str | None) -> list[str] | None:
-    return None if teachers is None else [name.strip() for name in teachers.split(",")]
 
 
 def _weights(text: str) -> dict[str, float]:

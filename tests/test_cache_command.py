@@ -125,6 +125,21 @@ def test_build_with_a_real_teacher_tells_what_it_made(built: tuple[Path, str]) -
     assert (vectors @ vectors.T)[0, 1:].max() < 0.99
 
 
+def test_pooled_state_is_kept_where_the_command_asks_for_it(
+    built: tuple[Path, str], tmp_path: Path, command: Command
+) -> None:
+    path, _ = built
+    kept, recipe = tmp_path / "kept", path.parent / "recipe.toml"
+    options = ("--recipe", recipe, "--out", kept, "--teachers", "all-minilm")
+    assert_refused(command("build", *options, "--keep-pooled", "tfidf"), "has no teacher 'tfidf'")
+    assert command("build", *options, "--keep-pooled", "all").code == 0
+    reader = CacheReader(kept)
+    states = reader.pooled(range(40)).astype(np.float32)
+    states /= np.linalg.norm(states, axis=1, keepdims=True)
+    # Behind this model's mean there is nothing but the norm: the two columns say the same.
+    np.testing.assert_allclose(states, reader.vectors(range(40)), atol=2**-10)
+
+
 def test_inspect_shows_tables_and_json(built: tuple[Path, str], command: Command) -> None:
     path, _ = built
     shown = command("inspect", path)

@@ -102,7 +102,7 @@ def test_dry_run_says_what_would_be_trained_and_writes_nothing(
         (("--stage", 7), "there is no stage 7; stages are 1, 2, 3"),
         (("--cache", "nowhere"), "nowhere is no cache"),
         (("--recipe", "nowhere.toml"), "there is no recipe nowhere.toml"),
-        (("--teachers", "lefd"), "holds the teachers left, right"),
+        (("--teachers", "lefd"), "has no teacher 'lefd'; it has left, right"),
         (("--weights", "relatve=0"), "there is no loss 'relatve'"),
         (("--weights", "relative"), "--weights is like relative=0"),
         (("--weights", "cosine=0,similarity=0,relative=0"), "nothing would be trained"),
