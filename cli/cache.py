@@ -15,6 +15,8 @@ from cli.names import pick
 if TYPE_CHECKING:
     from cli.recipe import Recipe
     from data.corpus import CorpusSpec
+    from teacher_cache.build import Engine
+    from teacher_cache.ranks import Rank
     from teacher_cache.teachers import Teacher
 
 app = typer.Typer(
@@ -54,6 +56,16 @@ def build(
             "stage 1 then needs no transformer."
         ),
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local (this process, or every rank of a launcher) or ray.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Running Ray cluster, or `auto`; without it Ray starts on this machine."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Most Ray workers (default: one per GPU, or core).")
+    ] = None,
     golden: Annotated[
         list[Path] | None,
         typer.Option(help="Golden file that its teacher must agree with first; may be repeated."),
@@ -62,7 +74,8 @@ def build(
     """Encode a recipe's texts under its teachers, or finish what was begun.
 
     Interrupt it at any time: the same command goes on from the last finished shard. Under
-    `accelerate launch`, `torchrun` or `srun` every process takes its own shards.
+    `accelerate launch`, `torchrun` or `srun` every process takes its own shards; with
+    `--engine ray` a cluster that may grow and shrink does.
 
     Example: `jasper-cache build --recipe recipes/demo.toml --out cache/`
     """
@@ -77,6 +90,7 @@ def build(
 
     quiet_libraries()
     rank = Rank.from_environment()
+    chosen_engine = _engine(engine, rank, ray_address, device, workers)
     options = Options(
         rank=rank,
         device=device or default_device(rank.local),
@@ -84,7 +98,13 @@ def build(
         goldens=tuple(golden or ()),
     )
     manifest = build_cache(
-        out, Corpus(corpus_spec, base), chosen, base=base, options=options, phase=phase
+        out,
+        Corpus(corpus_spec, base),
+        chosen,
+        base=base,
+        options=options,
+        phase=phase,
+        engine=chosen_engine,
     )
     if manifest is None:
         typer.echo(f"rank {rank.index} is done; others still work on {out}")
@@ -177,6 +197,28 @@ def _job(
             specs[name] = specs[name].model_copy(update={"keep_pooled": True})
     corpus = book.corpus if limit is None else book.corpus.model_copy(update={"texts": limit})
     return corpus, [resolve(spec) for spec in specs.values()]
+
+
+def _engine(
+    name: str, rank: Rank, address: str | None, device: str | None, workers: int | None
+) -> Engine:
+    from cli.recipe import RecipeError
+    from teacher_cache.build import encode_here
+
+    if name == "local":
+        if address is not None or workers is not None:
+            raise RecipeError("--ray-address and --workers belong to --engine ray")
+        return encode_here
+    if name != "ray":
+        raise RecipeError(f"--engine is local or ray, found {name!r}")
+    if rank.world > 1:
+        raise RecipeError(
+            f"--engine ray spreads the work by itself: start it once, not as rank {rank.index} of "
+            f"{rank.world} of a launcher"
+        )
+    from teacher_cache.ray_engine import Cluster
+
+    return Cluster(address, device, workers)
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 from data.corpus import Corpus
 from teacher_cache.encoders import loading
-from teacher_cache.encoders.protocol import Encoder, KeepsPooled
 from teacher_cache.files import remove_leftovers
 from teacher_cache.format import (
     BUILD_FILE,
@@ -35,8 +34,8 @@ from teacher_cache.format import (
     record_path,
     shard_path,
 )
-from teacher_cache.golden import read_goldens
-from teacher_cache.located import Located, fit, load, locate
+from teacher_cache.golden import Golden, read_goldens
+from teacher_cache.located import Located, blocks_of, fit, load, locate
 from teacher_cache.plan import corpus_facts, make_plan, read_plan
 from teacher_cache.plan_progress import clear_progress
 from teacher_cache.ranks import POLL_SECONDS, Rank
@@ -84,6 +83,60 @@ class Options:
     goldens: tuple[Path, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is left of a build once it is planned: these shards, under these teachers.
+
+    `begun` is None where no shard was encoded yet: the widths of the teachers' vectors are known
+    when they are loaded, and `begin` then settles the cache's identity.
+    """
+
+    cache: Path
+    plan: Plan
+    shards: Sequence[int]
+    found: Sequence[Located]
+    begun: Build | None
+    goldens: Sequence[Golden]
+    options: Options
+    phase: Phase
+
+    @property
+    def work(self) -> int:
+        """Texts to encode, each once for every teacher."""
+        return sum(self.plan.shards[index].rows for index in self.shards) * len(self.found)
+
+    def begin(self, blocks: Sequence[Block], pooled: Pooled | None) -> Build:
+        """Write down under which teachers the shards are encoded, unless that was done."""
+        if self.begun is not None:
+            return self.begun
+        plan = self.plan
+        identity = identity_of(
+            plan.ids_digest, plan.held_out_rows, plan.rows_per_shard, blocks, pooled
+        )
+        begun = Build(identity, tuple(blocks), pooled)
+        # Ranks arrive here together and each writes the same bytes: the check is what counts.
+        write_record(self.cache / BUILD_FILE, begun)
+        return begun
+
+
+Engine = Callable[[Task], Build]
+"""Who encodes the shards of a task: this process, or a cluster (`teacher_cache.ray_engine`)."""
+
+
+def encode_here(task: Task) -> Build:
+    """The engine that every rank of a launcher is: load the teachers, encode shard after shard."""
+    options = task.options
+    encoders = load(
+        task.found, task.goldens, device=options.device, token_budget=options.token_budget
+    )
+    begun = task.begin(*blocks_of(task.found, encoders))
+    teachers = [one.teacher for one in task.found]
+    job = ShardJob(task.cache, task.plan, begun.identity, teachers, encoders)
+    with task.phase("encoding", task.work) as advance:
+        encode_shards(job, task.shards, advance)
+    return begun
+
+
 def build(
     cache: Path,
     corpus: Corpus,
@@ -92,6 +145,7 @@ def build(
     base: Path = Path(),
     options: Options = Options(),
     phase: Phase = silent,
+    engine: Engine = encode_here,
 ) -> Manifest | None:
     """Build a cache, or finish one that was begun; a finished one is checked and returned.
 
@@ -116,12 +170,7 @@ def build(
     missing = [i for i in range(len(plan.shards)) if committed(cache, i) is None]
     mine = [i for i in missing if i % options.rank.world == options.rank.index]
     if mine or begun is None:
-        encoders = load(found, goldens, device=options.device, token_budget=options.token_budget)
-        begun = begun or _begin(cache, plan, found, encoders)
-        job = ShardJob(cache, plan, begun.identity, teachers, encoders)
-        rows = sum(plan.shards[i].rows for i in mine)
-        with phase("encoding", rows * len(teachers)) as advance:
-            encode_shards(job, mine, advance)
+        begun = engine(Task(cache, plan, mine, found, begun, goldens, options, phase))
     return _finish(cache, plan, begun)
 
 
@@ -207,29 +256,6 @@ def _begun(cache: Path, found: Sequence[Located]) -> Build | None:
                 f"{cache} was begun with another teacher: {difference}; "
                 "build into another folder, or with the teacher it was begun with"
             )
-    return begun
-
-
-def _begin(cache: Path, plan: Plan, found: Sequence[Located], encoders: Sequence[Encoder]) -> Build:
-    blocks: list[Block] = []
-    pooled = None
-    for one, encoder in zip(found, encoders, strict=True):
-        offset = sum(block.width for block in blocks)
-        blocks.append(
-            loading.block_of(
-                one.teacher,
-                encoder,
-                offset=offset,
-                revision=one.revision,
-                fingerprint=one.fingerprint,
-            )
-        )
-        if isinstance(encoder, KeepsPooled) and encoder.pooled_width is not None:
-            pooled = Pooled(one.teacher.name, encoder.pooled_width, one.body)
-    identity = identity_of(plan.ids_digest, plan.held_out_rows, plan.rows_per_shard, blocks, pooled)
-    begun = Build(identity, tuple(blocks), pooled)
-    # Ranks arrive here together and each writes the same bytes: the check is what counts.
-    write_record(cache / BUILD_FILE, begun)
     return begun
 
 

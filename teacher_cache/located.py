@@ -10,8 +10,8 @@ from pathlib import Path
 from teacher_cache import models
 from teacher_cache.encoders import loading
 from teacher_cache.encoders.probe import probe
-from teacher_cache.encoders.protocol import Encoder
-from teacher_cache.format import TEACHER_FOLDER, CacheError, Plan
+from teacher_cache.encoders.protocol import Encoder, KeepsPooled
+from teacher_cache.format import TEACHER_FOLDER, Block, CacheError, Plan, Pooled
 from teacher_cache.golden import Golden, hold
 from teacher_cache.plan import read_texts
 from teacher_cache.ranks import POLL_SECONDS, Rank
@@ -41,7 +41,7 @@ def locate(teacher: Teacher, base: Path) -> Located:
     if teacher.repository is None and teacher.sample is not None:
         return Located(teacher, None)
     folder, revision = loading.locate(teacher, base)
-    return _fingerprinted(teacher, folder, revision)
+    return fingerprinted(teacher, folder, revision)
 
 
 def fit(located: Located, cache: Path, plan: Plan, rank: Rank) -> Located:
@@ -56,7 +56,7 @@ def fit(located: Located, cache: Path, plan: Plan, rank: Rank) -> Located:
         loading.fit(located.teacher, folder, _sample(cache, plan, located.teacher))
     while not loading.is_fitted(located.teacher, folder):
         time.sleep(POLL_SECONDS)
-    return _fingerprinted(located.teacher, folder, None)
+    return fingerprinted(located.teacher, folder, None)
 
 
 def load(
@@ -85,7 +85,33 @@ def load(
     return encoders
 
 
-def _fingerprinted(teacher: Teacher, folder: Path, revision: str | None) -> Located:
+def blocks_of(
+    located: Sequence[Located], encoders: Sequence[Encoder]
+) -> tuple[list[Block], Pooled | None]:
+    """The manifest's account of loaded teachers, and of the pooled state that one of them keeps."""
+    blocks: list[Block] = []
+    pooled = None
+    for one, encoder in zip(located, encoders, strict=True):
+        blocks.append(
+            loading.block_of(
+                one.teacher,
+                encoder,
+                offset=sum(block.width for block in blocks),
+                revision=one.revision,
+                fingerprint=one.fingerprint,
+            )
+        )
+        if isinstance(encoder, KeepsPooled) and encoder.pooled_width is not None:
+            pooled = Pooled(one.teacher.name, encoder.pooled_width, one.body)
+    return blocks, pooled
+
+
+def fingerprinted(teacher: Teacher, folder: Path, revision: str | None) -> Located:
+    """A teacher whose folder is known, with the digests of its files.
+
+    Raises:
+        TeacherError: the folder is not what the encoder expects.
+    """
     files = loading.inspect_files(teacher, folder)
     fingerprint = models.fingerprint(folder, files)
     body = models.body_fingerprint(folder) if teacher.keep_pooled else ""
