@@ -38,10 +38,10 @@ WIDTHS = {"stella-like": 8192, "nv-embed-like": 4096}
 BATCH = 256
 
 
-def write_cache(folder: Path, rows: int) -> None:
-    """A finished cache of random vectors: the real writer, no teacher."""
+def blocks_of_widths() -> tuple[Block, ...]:
+    """Two blocks of the paper's widths, of no teacher."""
     offsets = dict(zip(WIDTHS, (0, WIDTHS["stella-like"]), strict=True))
-    blocks = tuple(
+    return tuple(
         Block(
             teacher=name, offset=offsets[name], width=width, encoder="none", repository="none",
             revision=None, fingerprint="", prompts={}, max_tokens=None, pooling="none",
@@ -49,9 +49,14 @@ def write_cache(folder: Path, rows: int) -> None:
         )
         for name, width in WIDTHS.items()
     )  # fmt: skip
+
+
+def write_cache(folder: Path, rows: int) -> None:
+    """A finished cache of random vectors: the real writer, no teacher."""
+    blocks = blocks_of_widths()
     ids = [number.to_bytes(16, "big") for number in range(rows)]
     digest = checksum(b"".join(ids))
-    identity = identity_of(digest, 0, ROWS_PER_SHARD, blocks)
+    identity = identity_of(digest, 0, ROWS_PER_SHARD, blocks, None)
     generator = np.random.default_rng(0)
     records = []
     for index, start in enumerate(range(0, rows, ROWS_PER_SHARD)):
@@ -70,7 +75,7 @@ def write_cache(folder: Path, rows: int) -> None:
         records.append(write_shard(folder, index, identity=identity, texts=texts, blocks=encoded))
     manifest = Manifest(
         FORMAT_VERSION, identity, rows, 0, ROWS_PER_SHARD, sum(WIDTHS.values()), VECTOR_DTYPE,
-        digest, blocks, {}, {}, tuple(records),
+        digest, blocks, None, {}, {}, tuple(records),
     )  # fmt: skip
     write_record(folder / MANIFEST_FILE, manifest)
 

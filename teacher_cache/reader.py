@@ -6,7 +6,7 @@ No torch, and nothing else of ours but the format.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,28 @@ from teacher_cache.format import (
     shard_path,
     shard_schema,
 )
+from teacher_cache.mapping import map_file, will_need
 
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
     batch: pa.RecordBatch
     vectors: NDArray[np.float16]
+    data: memoryview
+    """The bytes of `vectors`."""
     pooled: NDArray[np.float16] | None
+
+
+class _Opened(dict[int, _Shard]):
+    """Shards by their number, each opened when it is asked for first."""
+
+    def __init__(self, open_shard: Callable[[int], _Shard]) -> None:
+        super().__init__()
+        self.open_shard = open_shard
+
+    def __missing__(self, number: int) -> _Shard:
+        shard = self[number] = self.open_shard(number)
+        return shard
 
 
 class CacheReader:
@@ -51,7 +66,7 @@ class CacheReader:
         self.manifest = _read_manifest(self.path)
         if check_sizes:
             _check_sizes(self.path, self.manifest)
-        self._shards: dict[int, _Shard] = {}
+        self._shards = _Opened(self._open)
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -110,14 +125,11 @@ class CacheReader:
             CacheError: an unknown teacher, or a damaged shard.
         """
         blocks = self.blocks(teachers)
-        places = self._places(self._rows(rows))
         if blocks == self.manifest.blocks:
-            return _stack([shard.vectors[row] for shard, row in places], self.manifest.width)
+            return self._whole(rows)
+        found = [shard.vectors[row] for shard, row in self._places(rows)]
         parts = np.concatenate(
-            [
-                _stack([shard.vectors[row, block.columns] for shard, row in places], block.width)
-                for block in blocks
-            ],
+            [_stack([row[block.columns] for row in found], block.width) for block in blocks],
             axis=1,
             dtype=np.float32,
         )
@@ -139,8 +151,17 @@ class CacheReader:
                 f"{self.path} keeps no pooled state; build one with: "
                 "jasper-cache build --keep-pooled TEACHER"
             )
-        places = self._places(self._rows(rows))
-        return _stack([shard.pooled[row] for shard, row in places], kept.width)  # type: ignore[index]
+        found = [shard.pooled[row] for shard, row in self._places(rows)]  # type: ignore[index]
+        return _stack(found, kept.width)
+
+    def prefetch(self, rows: ArrayLike | Iterable[int]) -> None:
+        """Ask the kernel for the vectors of these rows, which will be read soon; returns at once.
+
+        Worth it where the cache is larger than memory: the rows of a batch are then fetched from
+        the disk together, not one after the other.
+        """
+        for shard, row in self._places(rows):
+            will_need(shard.vectors[row])
 
     def texts(self, rows: ArrayLike | Iterable[int]) -> list[str]:
         """The texts of the rows."""
@@ -160,15 +181,22 @@ class CacheReader:
         Raises:
             CacheError: the file is missing, damaged, or belongs to another cache or place.
         """
-        return (self._shards.get(number) or self._open(number)).batch
+        return self._shards[number].batch
 
     @property
     def _advice(self) -> str:
         return f"see what else is wrong with: jasper-cache verify {self.path}"
 
+    def _whole(self, rows: ArrayLike | Iterable[int]) -> NDArray[np.float16]:
+        # Joining bytes costs half of what numpy takes to make and stack as many small arrays.
+        size = self.manifest.width * np.dtype(np.float16).itemsize
+        found = bytearray().join(
+            [shard.data[row * size : (row + 1) * size] for shard, row in self._places(rows)]
+        )
+        return np.frombuffer(found, np.float16).reshape(-1, self.manifest.width)
+
     def _column(self, name: str, rows: ArrayLike | Iterable[int]) -> list[Any]:
-        places = self._places(self._rows(rows))
-        return [shard.batch.column(name)[row].as_py() for shard, row in places]
+        return [shard.batch.column(name)[row].as_py() for shard, row in self._places(rows)]
 
     def _rows(self, rows: ArrayLike | Iterable[int]) -> NDArray[np.int64]:
         index = np.asarray(rows if hasattr(rows, "__len__") else list(rows))  # type: ignore[arg-type]
@@ -181,23 +209,15 @@ class CacheReader:
             raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, asked for {low}…{high}")
         return index.astype(np.int64)
 
-    def _places(self, index: NDArray[np.int64]) -> list[tuple[_Shard, int]]:
-        numbers, rows = np.divmod(index, self.manifest.rows_per_shard)
-        for number in np.unique(numbers).tolist():
-            if number not in self._shards:
-                self._open(number)
-        shards = self._shards
-        return [
-            (shards[number], row)
-            for number, row in zip(numbers.tolist(), rows.tolist(), strict=True)
-        ]
+    def _places(self, rows: ArrayLike | Iterable[int]) -> Iterator[tuple[_Shard, int]]:
+        numbers, places = np.divmod(self._rows(rows), self.manifest.rows_per_shard)
+        shards = map(self._shards.__getitem__, numbers.tolist())
+        return zip(shards, places.tolist(), strict=True)
 
     def _open(self, number: int) -> _Shard:
         path = shard_path(self.path, number, self.manifest.shards[number])
         try:
-            # The mapping outlives the file handle: 977 shards would exhaust the usual 1,024.
-            with pa.memory_map(str(path)) as source:
-                batch = pa.ipc.open_file(source).get_batch(0)
+            batch = pa.ipc.open_file(map_file(path)).get_batch(0)
             # Reads texts and no vectors. Where a text's offset is damaged, to use it could end the
             # process: Arrow follows it wherever it points.
             batch.validate(full=True)
@@ -217,9 +237,9 @@ class CacheReader:
         if batch.schema != schema or batch.num_rows != self.manifest.shards[number].rows:
             raise CacheError(f"{path} has other columns or rows than expected; {self._advice}")
         pooled = None if kept is None else _matrix(batch, "pooled")
-        shard = _Shard(batch, _matrix(batch, "embedding"), pooled)
-        self._shards[number] = shard
-        return shard
+        vectors = _matrix(batch, "embedding")
+        data = vectors.reshape(-1).view(np.uint8).data
+        return _Shard(batch, vectors, data, pooled)
 
 
 def _matrix(batch: pa.RecordBatch, name: str) -> NDArray[np.float16]:

@@ -36,6 +36,8 @@ from teacher_cache.format import (
     shard_schema,
 )
 
+_ROWS_AT_ONCE = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Texts:
@@ -163,15 +165,23 @@ def committed(cache: Path, index: int) -> FileRecord | None:
 def concatenate(vectors: Sequence[FloatArray], norms: FloatArray) -> NDArray[np.float16]:
     """The target of the paper: norm(norm(a) ‖ norm(b) ‖ …), as float16 [n, sum of widths].
 
-    `norms` [n, k] are the L2 norms of the k blocks' raw rows.
+    `norms` [n, k] are the L2 norms of the k blocks' raw rows. torch rounds to float16 several times
+    as fast as numpy, to the same values.
     """
+    import torch
+
     share = 1 / np.sqrt(len(vectors))
     width = sum(block.shape[1] for block in vectors)
     rows = np.empty((len(norms), width), np.float16)
+    shared = torch.from_numpy(rows)
     offset = 0
     for column, block in enumerate(vectors):
-        scale = (share / norms[:, column, None]).astype(np.float32)
-        rows[:, offset : offset + block.shape[1]] = block * scale
+        scale = torch.from_numpy((share / norms[:, column, None]).astype(np.float32))
+        target = shared[:, offset : offset + block.shape[1]]
+        # A few rows at a time stay in the processor's caches.
+        for start in range(0, len(norms), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            target[part] = torch.from_numpy(block[part]) * scale[part]
         offset += block.shape[1]
     return rows
 

@@ -27,7 +27,8 @@ MAY_IMPORT = {
     ),
     "teacher_cache": ("teacher_cache", "data"),
     "teacher_cache.format": (),
-    "teacher_cache.reader": ("teacher_cache.format",),
+    "teacher_cache.reader": ("teacher_cache.format", "teacher_cache.mapping"),
+    "teacher_cache.mapping": (),
     "teacher_cache.models": (),
 }
 
@@ -106,7 +107,10 @@ def test_a_cache_opens_with_neither_torch_nor_anything_else_of_ours(cache: Cache
         f"CacheReader({str(cache.path)!r}).vectors([0])"
     )
     ours = {name for name in loaded if name.split(".")[0] in PACKAGES}
-    assert ours == {"teacher_cache", "teacher_cache.format", "teacher_cache.reader"}
+    assert ours == {
+        "teacher_cache",
+        *(f"teacher_cache.{n}" for n in ("format", "reader", "mapping")),
+    }
     assert not loaded & {*HEAVY, "pydantic"}
 
 
@@ -131,7 +135,7 @@ def test_training_and_evaluating_load_no_teacher() -> None:
     modules = sorted(name for name in MODULES if under(name, "student"))
     loaded = loaded_by("\n".join(f"import {name}" for name in modules))
     assert {"student.train", "teacher_cache.reader", "torch"} <= loaded
-    allowed = {"teacher_cache", *MAY_IMPORT["student"][1:]}
+    allowed = {"teacher_cache", "teacher_cache.mapping", *MAY_IMPORT["student"][1:]}
     ours = {name for name in loaded if under(name, "teacher_cache") or under(name, "data")}
     assert ours - {"data"} <= allowed
 
