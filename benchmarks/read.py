@@ -28,6 +28,7 @@ from teacher_cache.format import (
     VECTOR_DTYPE,
     Block,
     Manifest,
+    ShardFormat,
     checksum,
     identity_of,
 )
@@ -51,7 +52,7 @@ def blocks_of_widths() -> tuple[Block, ...]:
     )  # fmt: skip
 
 
-def write_cache(folder: Path, rows: int) -> None:
+def write_cache(folder: Path, rows: int, shard_format: ShardFormat = "arrow") -> None:
     """A finished cache of random vectors: the real writer, no teacher."""
     blocks = blocks_of_widths()
     ids = [number.to_bytes(16, "big") for number in range(rows)]
@@ -72,7 +73,16 @@ def write_cache(folder: Path, rows: int) -> None:
             )
             for name, width in WIDTHS.items()
         ]
-        records.append(write_shard(folder, index, identity=identity, texts=texts, blocks=encoded))
+        records.append(
+            write_shard(
+                folder,
+                index,
+                identity=identity,
+                texts=texts,
+                blocks=encoded,
+                shard_format=shard_format,
+            )
+        )
     manifest = Manifest(
         FORMAT_VERSION, identity, rows, 0, ROWS_PER_SHARD, sum(WIDTHS.values()), VECTOR_DTYPE,
         digest, blocks, None, {}, {}, tuple(records),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import bar, default_device, phase, print_table, quiet_libraries, run, size
+from cli.console import bar, default_device, phase, quiet_libraries, run
+from cli.export import export
 from cli.golden import golden
+from cli.inspect import inspect
+from cli.join import FormatOption, join, merge
 from cli.names import pick
+from cli.search import search
 
 if TYPE_CHECKING:
     from cli.recipe import Recipe
@@ -56,6 +59,7 @@ def build(
             "stage 1 then needs no transformer."
         ),
     ] = None,
+    shard_format: FormatOption = None,
     engine: Annotated[
         str, typer.Option(help="local (this process, or every rank of a launcher) or ray.")
     ] = "local",
@@ -96,6 +100,7 @@ def build(
         device=device or default_device(rank.local),
         token_budget=batch_tokens,
         goldens=tuple(golden or ()),
+        shard_format=shard_format,
     )
     manifest = build_cache(
         out,
@@ -116,50 +121,6 @@ def build(
 
 
 @app.command()
-def inspect(
-    cache: CacheArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not tables.")] = False,
-) -> None:
-    """Show what a cache holds: teachers, texts, sizes, identity."""
-    from teacher_cache.reader import CacheReader
-    from teacher_cache.summary import summarize
-
-    summary = summarize(CacheReader(cache))
-    if as_json:
-        typer.echo(json.dumps(summary, indent=1, ensure_ascii=False))
-        return
-    typer.echo(
-        f"{cache}: {summary['rows']:,} rows × {summary['width']} ({size(summary['bytes'])} in "
-        f"{summary['shards']} shards), {summary['held_out_rows']:,} held out\n"
-        f"identity {summary['identity']}"
-    )
-    print_table(
-        "Teachers",
-        ("teacher", "columns", "pooling", "max tokens", "dtype", "mean tokens", "licence"),
-        [
-            (
-                block["teacher"],
-                f"{block['offset']}-{block['offset'] + block['width'] - 1}",
-                block["pooling"],
-                str(block["max_tokens"] or "-"),
-                block["dtype"],
-                f"{block['mean_tokens']:.1f}",
-                block["licence"],
-            )
-            for block in summary["blocks"]
-        ],
-    )
-    print_table(
-        "Texts",
-        ("source", "kept", "held out", "duplicates", "skipped"),
-        [
-            (name, *(f"{c[k]:,}" for k in ("kept", "held_out", "duplicates", "skipped")))
-            for name, c in summary["counts"].items()
-        ],
-    )
-
-
-@app.command()
 def verify(cache: CacheArgument) -> None:
     """Read every byte of a cache and compare it with its records; exit 1 if something is wrong."""
     from teacher_cache.reader import CacheReader
@@ -175,7 +136,12 @@ def verify(cache: CacheArgument) -> None:
     typer.echo(f"{cache}: {len(reader):,} rows in {len(reader.manifest.shards)} shards, all whole")
 
 
+app.command()(inspect)
 app.command()(golden)
+app.command()(search)
+app.command()(join)
+app.command()(merge)
+app.command()(export)
 
 
 def _job(

@@ -94,8 +94,6 @@ def _teacher(
 
 
 def _print(agreement: Agreement, teacher: Teacher) -> None:
-    from rich.markup import escape
-
     from teacher_cache.golden import MIN_COSINE, shown
 
     golden = agreement.golden
@@ -108,7 +106,7 @@ def _print(agreement: Agreement, teacher: Teacher) -> None:
         ("text", "behind", "tokens", "1 - cosine", "cosine"),
         [
             (
-                escape(f"{row} {shown(golden.texts[row])}"),
+                f"{row} {shown(golden.texts[row])}",
                 "a prompt" if golden.texts[row].prompt else "-",
                 str(agreement.tokens[row]),
                 f"{1 - agreement.cosines[row]:.1e}",

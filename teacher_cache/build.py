@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
 
 from data.corpus import Corpus
 from teacher_cache.encoders import loading
 from teacher_cache.files import remove_leftovers
+from teacher_cache.finish import Build, Phase, check_new, finish, first_difference, silent
 from teacher_cache.format import (
     BUILD_FILE,
-    FORMAT_VERSION,
-    MANIFEST_FILE,
-    PLAN_FILE,
-    PLAN_FOLDER,
     ROWS_PER_SHARD,
-    SHARD_FOLDER,
-    VECTOR_DTYPE,
     Block,
     CacheError,
-    FileRecord,
     Manifest,
     Plan,
     Pooled,
-    Record,
+    ShardFormat,
     identity_of,
     read_json,
-    read_pooled,
-    record_path,
-    shard_path,
 )
 from teacher_cache.golden import Golden, read_goldens
 from teacher_cache.located import Located, blocks_of, fit, load, locate
@@ -43,30 +32,6 @@ from teacher_cache.shard_job import ShardJob, encode_shards
 from teacher_cache.teachers import DEFAULT_PROMPT, Teacher
 from teacher_cache.writer import committed, write_record
 
-Phase = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
-"""Opens a phase of work: (what, how many in all or None) → a context whose value is told each
-advance. How a caller shows progress is the caller's affair."""
-
-
-def silent(_: str, __: int | None) -> AbstractContextManager[Callable[[int], None]]:
-    """A `Phase` that shows nothing."""
-    return nullcontext(lambda _: None)
-
-
-@dataclass(frozen=True)
-class Build(Record):
-    """`build.json`: under which teachers the shards of an unfinished cache are encoded."""
-
-    identity: str
-    blocks: tuple[Block, ...]
-    pooled: Pooled | None
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
-        """Read a build's record; its parts become records."""
-        begun = super().from_json(data, where).with_records(where, blocks=Block)
-        return replace(begun, pooled=read_pooled(begun.pooled, where))
-
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -74,6 +39,7 @@ class Options:
 
     `token_budget` is the number of padded tokens in a batch (None: by device). `goldens` are golden
     files of the build's teachers: who is about to encode must give their vectors first.
+    `shard_format` None is the one a build was begun with, Arrow for a new one.
     """
 
     rank: Rank = field(default_factory=Rank)
@@ -81,6 +47,7 @@ class Options:
     token_budget: int | None = None
     rows_per_shard: int = ROWS_PER_SHARD
     goldens: tuple[Path, ...] = ()
+    shard_format: ShardFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +80,7 @@ class Task:
         identity = identity_of(
             plan.ids_digest, plan.held_out_rows, plan.rows_per_shard, blocks, pooled
         )
-        begun = Build(identity, tuple(blocks), pooled)
+        begun = Build(identity, tuple(blocks), pooled, self.options.shard_format or "arrow")
         # Ranks arrive here together and each writes the same bytes: the check is what counts.
         write_record(self.cache / BUILD_FILE, begun)
         return begun
@@ -131,7 +98,7 @@ def encode_here(task: Task) -> Build:
     )
     begun = task.begin(*blocks_of(task.found, encoders))
     teachers = [one.teacher for one in task.found]
-    job = ShardJob(task.cache, task.plan, begun.identity, teachers, encoders)
+    job = ShardJob(task.cache, task.plan, begun.identity, teachers, encoders, begun.shard_format)
     with task.phase("encoding", task.work) as advance:
         encode_shards(job, task.shards, advance)
     return begun
@@ -163,15 +130,15 @@ def build(
     goldens = read_goldens(options.goldens, teachers)
     found = [locate(teacher, base) for teacher in teachers]
     plan = _plan(cache, corpus, options, phase)
-    _begun(cache, found)  # what can be refused is refused before a teacher is fitted
+    _begun(cache, found, options)  # what can be refused is refused before a teacher is fitted
     found = [fit(one, cache, plan, options.rank) for one in found]
-    begun = _begun(cache, found)
+    begun = _begun(cache, found, options)
     remove_leftovers(cache)
     missing = [i for i in range(len(plan.shards)) if committed(cache, i) is None]
     mine = [i for i in missing if i % options.rank.world == options.rank.index]
     if mine or begun is None:
         begun = engine(Task(cache, plan, mine, found, begun, goldens, options, phase))
-    return _finish(cache, plan, begun)
+    return finish(cache, plan, begun)
 
 
 def _check_names(teachers: Sequence[Teacher], corpus: Corpus) -> None:
@@ -197,7 +164,7 @@ def _check_names(teachers: Sequence[Teacher], corpus: Corpus) -> None:
 def _plan(cache: Path, corpus: Corpus, options: Options, phase: Phase) -> Plan:
     plan = read_plan(cache)
     if plan is None and options.rank.index == 0:
-        _check_new(cache)
+        check_new(cache)
         with phase("planning", corpus.spec.texts) as advance:
             plan = make_plan(cache, corpus, rows_per_shard=options.rows_per_shard, on_text=advance)
     elif options.rank.index == 0:
@@ -214,23 +181,16 @@ def _plan(cache: Path, corpus: Corpus, options: Options, phase: Phase) -> Plan:
     return plan
 
 
-def _check_new(cache: Path) -> None:
-    """A cache begins in an empty folder, or in one where planning was broken off."""
-    if cache.exists() and not cache.is_dir():
-        raise CacheError(f"{cache} is a file, not a folder; give another one")
-    for path in cache.glob("*"):
-        if path.name != PLAN_FOLDER and not path.name.startswith(f".{PLAN_FILE}."):
-            raise CacheError(
-                f"{cache} is not a cache: it has no {PLAN_FILE} but it holds {path.name}; "
-                "give an empty folder or a new one"
-            )
-
-
-def _begun(cache: Path, found: Sequence[Located]) -> Build | None:
+def _begun(cache: Path, found: Sequence[Located], options: Options) -> Build | None:
     path = cache / BUILD_FILE
     if not path.exists():
         return None
     begun = Build.from_json(read_json(path), str(path))
+    if options.shard_format not in (None, begun.shard_format):
+        raise CacheError(
+            f"{cache} has {begun.shard_format} shards, {options.shard_format} is asked for; "
+            "build into another folder, or leave the format out to go on"
+        )
     asked = [one.teacher.name for one in found]
     there = [block.teacher for block in begun.blocks]
     if asked != there:
@@ -257,57 +217,3 @@ def _begun(cache: Path, found: Sequence[Located]) -> Build | None:
                 "build into another folder, or with the teacher it was begun with"
             )
     return begun
-
-
-def _finish(cache: Path, plan: Plan, begun: Build) -> Manifest | None:
-    records = [committed(cache, index) for index in range(len(plan.shards))]
-    shards = tuple(record for record in records if record is not None)
-    if len(shards) < len(records):
-        return None
-    for index, (record, planned) in enumerate(zip(shards, plan.shards, strict=True)):
-        if record.ids_digest != planned.ids_digest:
-            raise CacheError(f"{record_path(cache, index)} tells of other rows than the plan's")
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        identity=begun.identity,
-        rows=plan.rows,
-        held_out_rows=plan.held_out_rows,
-        rows_per_shard=plan.rows_per_shard,
-        width=sum(block.width for block in begun.blocks),
-        dtype=VECTOR_DTYPE,
-        ids_digest=plan.ids_digest,
-        blocks=begun.blocks,
-        pooled=begun.pooled,
-        corpus=plan.corpus,
-        counts=plan.counts,
-        shards=shards,
-    )
-    # A finished cache has one already. It differs where lost shards came out otherwise this time.
-    path = cache / MANIFEST_FILE
-    if not path.exists() or Manifest.from_json(read_json(path), str(path)) != manifest:
-        write_record(path, manifest)
-    _remove_orphans(cache, shards)
-    return manifest
-
-
-def _remove_orphans(cache: Path, shards: Sequence[FileRecord]) -> None:
-    """Remove shard files that no record names: of builders that died, or came second."""
-    named = {shard_path(cache, index, record) for index, record in enumerate(shards)}
-    for path in (cache / SHARD_FOLDER).glob("*.arrow"):
-        if path not in named:
-            path.unlink(missing_ok=True)
-
-
-def first_difference(found: Any, asked: Any, where: str) -> str | None:
-    """The first place where two pieces of plain data differ, in words; None if there is none."""
-    if isinstance(found, Mapping) and isinstance(asked, Mapping):
-        for key in sorted({*found, *asked}):
-            difference = first_difference(found.get(key), asked.get(key), f"{where}.{key}")
-            if difference:
-                return difference
-        return None
-    if isinstance(found, list) and isinstance(asked, list) and len(found) == len(asked):
-        pairs = enumerate(zip(found, asked, strict=True))
-        differences = (first_difference(a, b, f"{where}[{i}]") for i, (a, b) in pairs)
-        return next((difference for difference in differences if difference), None)
-    return None if found == asked else f"{where} is {found!r} in the cache, {asked!r} now"

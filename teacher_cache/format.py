@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import pyarrow as pa
 import xxhash
@@ -24,6 +24,9 @@ ROWS_PER_SHARD = 8192
 
 ID_BYTES = 16
 VECTOR_DTYPE = "float16"
+
+ShardFormat = Literal["arrow", "parquet"]
+"""How a shard's rows are laid out in its file; the same rows either way."""
 
 PLAN_FILE = "plan.json"
 BUILD_FILE = "build.json"
@@ -121,19 +124,24 @@ class Pooled(Record):
 
 @dataclass(frozen=True)
 class FileRecord(Record):
-    """A committed file of rows: its row count, size in bytes, checksum and digest of its ids."""
+    """A committed file of rows: its row count, size, checksum, digest of its ids, and format."""
 
     rows: int
     bytes: int
     checksum: str
     ids_digest: str
+    format: ShardFormat = "arrow"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
-        """Read a record. Refuses a checksum that is none: a part of it becomes a file's name."""
+        """Read a record. Refuses what is no checksum or format: both are parts of a file's name."""
         record = super().from_json(data, where)
         if not isinstance(record.checksum, str) or not _CHECKSUM.fullmatch(record.checksum):
             raise CacheError(f"{where}: expected a checksum, found {record.checksum!r}")
+        if record.format not in get_args(ShardFormat):
+            raise CacheError(
+                f"{where}: expected the format arrow or parquet, found {record.format!r}"
+            )
         return record
 
 
@@ -234,12 +242,12 @@ PLAN_SCHEMA = pa.schema(
 
 
 def shard_path(cache: Path, index: int, record: FileRecord) -> Path:
-    """Where the shard `index` of this record lies: its checksum is a part of its name.
+    """Where the shard `index` of this record lies: checksum and format are parts of its name.
 
     So a file, once it has its name, never changes, and two builders that come to different bytes
     for one shard do not overwrite each other: the record says which file is the shard.
     """
-    return cache / SHARD_FOLDER / f"{index:05d}-{record.checksum[:8]}.arrow"
+    return cache / SHARD_FOLDER / f"{index:05d}-{record.checksum[:8]}.{record.format}"
 
 
 def record_path(cache: Path, index: int) -> Path:

@@ -58,6 +58,11 @@ class Progress(Record):
         return sum(record.rows for record in (*self.shards, *self.held_out.values()))
 
 
+def is_unfinished(cache: Path) -> bool:
+    """Whether planning was broken off there, with its state saved."""
+    return _state_path(cache).exists()
+
+
 def read_progress(cache: Path, corpus: Mapping[str, Any], rows_per_shard: int) -> Progress | None:
     """How far the plan of a cache has come; None where nothing was saved.
 

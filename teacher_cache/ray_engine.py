@@ -20,8 +20,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from teacher_cache.build import Build, Task
+from teacher_cache.build import Task
 from teacher_cache.files import remove_leftovers
+from teacher_cache.finish import Build
 from teacher_cache.format import Block, CacheError, Pooled
 from teacher_cache.golden import Golden
 from teacher_cache.located import Located, blocks_of, fingerprinted, load, locate
@@ -88,7 +89,7 @@ class ShardActor:
         self.encoders = load(self.located, goldens, device=device, token_budget=token_budget)
         return blocks_of(self.located, self.encoders)
 
-    def encode(self, index: int, identity: str) -> None:
+    def encode(self, index: int, begun: Build) -> None:
         """Encode and commit one shard. Calls overlap: only one at a time has the device."""
         plan = read_plan(self.cache)
         if plan is None:
@@ -97,7 +98,9 @@ class ShardActor:
                 "system that every node of the cluster sees"
             )
         teachers = [one.teacher for one in self.located]
-        job = ShardJob(self.cache, plan, identity, teachers, self.encoders)
+        job = ShardJob(
+            self.cache, plan, begun.identity, teachers, self.encoders, begun.shard_format
+        )
         shard = job.prepare(index)
         if shard is None:
             return
@@ -155,6 +158,7 @@ class _Driver:
                     advance(task.plan.shards[index].rows * len(task.found))
         for actor in [*self.ready, *self.starting.values()]:
             self.ray.kill(actor)
+        remove_leftovers(task.cache)  # of actors that died
         if self.begun is None:
             raise CacheError("no worker was ever ready")
         return self.begun
@@ -195,7 +199,7 @@ class _Driver:
             for actor in self.ready:
                 if self.waiting and load[actor] == depth:
                     index = self.waiting.popleft()
-                    answer = actor.encode.remote(index, self.begun.identity)
+                    answer = actor.encode.remote(index, self.begun)
                     self.running[answer] = (actor, index)
                     load[actor] += 1
 

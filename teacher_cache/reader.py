@@ -1,13 +1,13 @@
 """Memory-mapped rows of a finished cache: what a trainer sees of the teachers.
 
 Opening reads the manifest and the sizes of the files; vectors are read when they are asked for.
-No torch, and nothing else of ours but the format.
+Parquet shards are decoded instead, window by window. No torch, and nothing else of ours but the
+format and, where there are Parquet shards, how they are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +24,8 @@ from teacher_cache.format import (
     identity_of,
     read_json,
     shard_path,
-    shard_schema,
 )
-from teacher_cache.mapping import map_file, will_need
-
-
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    batch: pa.RecordBatch
-    vectors: NDArray[np.float16]
-    data: memoryview
-    """The bytes of `vectors`."""
-    pooled: NDArray[np.float16] | None
-
-
-class _Opened(dict[int, _Shard]):
-    """Shards by their number, each opened when it is asked for first."""
-
-    def __init__(self, open_shard: Callable[[int], _Shard]) -> None:
-        super().__init__()
-        self.open_shard = open_shard
-
-    def __missing__(self, number: int) -> _Shard:
-        shard = self[number] = self.open_shard(number)
-        return shard
+from teacher_cache.shards import Shards, stacked
 
 
 class CacheReader:
@@ -66,7 +44,7 @@ class CacheReader:
         self.manifest = _read_manifest(self.path)
         if check_sizes:
             _check_sizes(self.path, self.manifest)
-        self._shards = _Opened(self._open)
+        self._shards = Shards(self.path, self.manifest)
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -125,11 +103,12 @@ class CacheReader:
             CacheError: an unknown teacher, or a damaged shard.
         """
         blocks = self.blocks(teachers)
+        index = self._rows(rows)
         if blocks == self.manifest.blocks:
-            return self._whole(rows)
-        found = [shard.vectors[row] for shard, row in self._places(rows)]
+            return self._shards.vectors(index)
+        found = self._shards.values("embedding", index)
         parts = np.concatenate(
-            [_stack([row[block.columns] for row in found], block.width) for block in blocks],
+            [stacked([row[block.columns] for row in found], block.width) for block in blocks],
             axis=1,
             dtype=np.float32,
         )
@@ -151,52 +130,43 @@ class CacheReader:
                 f"{self.path} keeps no pooled state; build one with: "
                 "jasper-cache build --keep-pooled TEACHER"
             )
-        found = [shard.pooled[row] for shard, row in self._places(rows)]  # type: ignore[index]
-        return _stack(found, kept.width)
+        return stacked(self._values("pooled", rows), kept.width)
 
     def prefetch(self, rows: ArrayLike | Iterable[int]) -> None:
         """Ask the kernel for the vectors of these rows, which will be read soon; returns at once.
 
         Worth it where the cache is larger than memory: the rows of a batch are then fetched from
-        the disk together, not one after the other.
+        the disk together, not one after the other. Parquet shards are not fetched ahead.
         """
-        for shard, row in self._places(rows):
-            will_need(shard.vectors[row])
+        self._shards.prefetch(self._rows(rows))
+
+    def tokens(self, rows: ArrayLike | Iterable[int]) -> NDArray[np.int32]:
+        """How many tokens each teacher saw [n, teachers], prompt and special ones included."""
+        return stacked(self._values("tokens", rows), len(self.manifest.blocks), np.int32)
+
+    def norms(self, rows: ArrayLike | Iterable[int]) -> NDArray[np.float32]:
+        """The L2 norms of the teachers' raw vectors [n, teachers]."""
+        return stacked(self._values("norms", rows), len(self.manifest.blocks), np.float32)
 
     def texts(self, rows: ArrayLike | Iterable[int]) -> list[str]:
         """The texts of the rows."""
-        return self._column("text", rows)
+        return [value.as_py() for value in self._values("text", rows)]
 
     def ids(self, rows: ArrayLike | Iterable[int]) -> list[str]:
         """The ids of the rows: XXH3-128 of the text's UTF-8, in hexadecimal."""
-        return [value.hex() for value in self._column("id", rows)]
+        return [value.as_py().hex() for value in self._values("id", rows)]
 
     def sources(self, rows: ArrayLike | Iterable[int]) -> list[str]:
         """The corpus sources the rows came from."""
-        return self._column("source", rows)
+        return [value.as_py() for value in self._values("source", rows)]
 
-    def shard(self, number: int) -> pa.RecordBatch:
-        """All columns of one shard, memory-mapped.
+    def shard(self, number: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+        """Columns of one shard, or all of them: memory-mapped, or decoded where it is Parquet.
 
         Raises:
             CacheError: the file is missing, damaged, or belongs to another cache or place.
         """
-        return self._shards[number].batch
-
-    @property
-    def _advice(self) -> str:
-        return f"see what else is wrong with: jasper-cache verify {self.path}"
-
-    def _whole(self, rows: ArrayLike | Iterable[int]) -> NDArray[np.float16]:
-        # Joining bytes costs half of what numpy takes to make and stack as many small arrays.
-        size = self.manifest.width * np.dtype(np.float16).itemsize
-        found = bytearray().join(
-            [shard.data[row * size : (row + 1) * size] for shard, row in self._places(rows)]
-        )
-        return np.frombuffer(found, np.float16).reshape(-1, self.manifest.width)
-
-    def _column(self, name: str, rows: ArrayLike | Iterable[int]) -> list[Any]:
-        return [shard.batch.column(name)[row].as_py() for shard, row in self._places(rows)]
+        return self._shards.batch(number, columns)
 
     def _rows(self, rows: ArrayLike | Iterable[int]) -> NDArray[np.int64]:
         index = np.asarray(rows if hasattr(rows, "__len__") else list(rows))  # type: ignore[arg-type]
@@ -209,51 +179,8 @@ class CacheReader:
             raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, asked for {low}…{high}")
         return index.astype(np.int64)
 
-    def _places(self, rows: ArrayLike | Iterable[int]) -> Iterator[tuple[_Shard, int]]:
-        numbers, places = np.divmod(self._rows(rows), self.manifest.rows_per_shard)
-        shards = map(self._shards.__getitem__, numbers.tolist())
-        return zip(shards, places.tolist(), strict=True)
-
-    def _open(self, number: int) -> _Shard:
-        path = shard_path(self.path, number, self.manifest.shards[number])
-        try:
-            batch = pa.ipc.open_file(map_file(path)).get_batch(0)
-            # Reads texts and no vectors. Where a text's offset is damaged, to use it could end the
-            # process: Arrow follows it wherever it points.
-            batch.validate(full=True)
-        except (pa.ArrowException, ValueError, OSError) as error:
-            raise CacheError(f"{path} cannot be read: {error}; {self._advice}") from None
-        metadata = batch.schema.metadata or {}
-        expected = {b"identity": self.identity.encode(), b"shard": str(number).encode()}
-        for key, value in expected.items():
-            if metadata.get(key) != value:
-                raise CacheError(
-                    f"{path}: its {key.decode()} is {metadata.get(key)!r}, expected {value!r}: "
-                    "the file belongs elsewhere"
-                )
-        kept = self.manifest.pooled
-        width = None if kept is None else kept.width
-        schema = shard_schema(self.manifest.width, len(self.manifest.blocks), width, {})
-        if batch.schema != schema or batch.num_rows != self.manifest.shards[number].rows:
-            raise CacheError(f"{path} has other columns or rows than expected; {self._advice}")
-        pooled = None if kept is None else _matrix(batch, "pooled")
-        vectors = _matrix(batch, "embedding")
-        data = vectors.reshape(-1).view(np.uint8).data
-        return _Shard(batch, vectors, data, pooled)
-
-
-def _matrix(batch: pa.RecordBatch, name: str) -> NDArray[np.float16]:
-    column = batch.column(name)
-    values: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=True)
-    return values.reshape(len(column), column.type.list_size)
-
-
-def _stack(rows: list[NDArray[np.float16]], width: int) -> NDArray[np.float16]:
-    """Rows copied one below the other; cheaper for many small copies than indexed assignment."""
-    stacked = np.empty((len(rows), width), np.float16)
-    if rows:
-        np.concatenate(rows, out=stacked.reshape(-1))
-    return stacked
+    def _values(self, name: str, rows: ArrayLike | Iterable[int]) -> list[Any]:
+        return self._shards.values(name, self._rows(rows))
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from teacher_cache.encoders.protocol import Encoded, Encoder
-from teacher_cache.format import Plan
+from teacher_cache.format import Plan, ShardFormat
 from teacher_cache.plan import read_texts
 from teacher_cache.teachers import Teacher
 from teacher_cache.writer import Texts, committed, write_shard
@@ -33,6 +33,7 @@ class ShardJob:
     identity: str
     teachers: Sequence[Teacher]
     encoders: Sequence[Encoder]
+    shard_format: ShardFormat
 
     def prepare(self, index: int) -> Prepared | None:
         """Read and tokenise a shard's texts; None where another builder committed it meanwhile."""
@@ -59,7 +60,12 @@ class ShardJob:
         names = [teacher.name for teacher in self.teachers]
         blocks = list(zip(names, vectors, strict=True))
         write_shard(
-            self.cache, shard.index, identity=self.identity, texts=shard.texts, blocks=blocks
+            self.cache,
+            shard.index,
+            identity=self.identity,
+            texts=shard.texts,
+            blocks=blocks,
+            shard_format=self.shard_format,
         )
 
 

@@ -29,6 +29,7 @@ from teacher_cache.format import (
     CacheError,
     FileRecord,
     Record,
+    ShardFormat,
     plan_path,
     read_json,
     record_path,
@@ -54,6 +55,20 @@ class Texts:
     def ids_digest(self) -> str:
         """XXH3-128 of the ids, one after the other."""
         return xxhash.xxh3_128_hexdigest(b"".join(self.ids))
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a shard as they are stored, column by column; k teachers, `width` in all.
+
+    `tokens` [n, k], `norms` [n, k], `vectors` [n, width] of unit length, `pooled` [n, H] or None.
+    """
+
+    texts: Texts
+    tokens: NDArray[np.int32]
+    norms: FloatArray
+    vectors: NDArray[np.float16]
+    pooled: NDArray[np.float16] | None = None
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -87,6 +102,7 @@ def write_shard(
     identity: str,
     texts: Texts,
     blocks: Sequence[tuple[str, Encoded]],
+    shard_format: ShardFormat = "arrow",
 ) -> FileRecord:
     """Commit one shard and then its record, after which it exists.
 
@@ -95,49 +111,46 @@ def write_shard(
     section 2: with k teachers, every block weighs 1/√k). The pooled states that came with one of
     them become one more column.
 
-    Where another builder committed the shard meanwhile, its record is given and this one's file
-    is dropped: two runs of a model need not agree in the last bit.
-
     Raises:
         CacheError: a vector is missing, not finite or zero; nothing was written.
     """
     norms = np.stack([_norms(texts, name, encoded.vectors) for name, encoded in blocks], axis=1)
-    rows = concatenate([encoded.vectors for _, encoded in blocks], norms)
-    tokens = np.stack([encoded.tokens for _, encoded in blocks], axis=1)
-    pooled = _pooled(texts, blocks)
-    digest = texts.ids_digest
-    schema = shard_schema(
-        rows.shape[1],
-        len(blocks),
-        None if pooled is None else pooled.shape[1],
-        {
-            "format_version": str(FORMAT_VERSION),
-            "identity": identity,
-            "shard": str(index),
-            "ids_digest": digest,
-        },
+    rows = Rows(
+        texts=texts,
+        tokens=np.stack([encoded.tokens for _, encoded in blocks], axis=1).astype(np.int32),
+        norms=norms,
+        vectors=concatenate([encoded.vectors for _, encoded in blocks], norms),
+        pooled=_pooled(texts, blocks),
     )
-    columns = [
-        pa.array(texts.ids, pa.binary(16)),
-        pa.array(texts.texts, pa.string()),
-        pa.array(texts.sources, pa.string()),
-        _fixed_size_list(tokens.astype(np.int32), schema.field("tokens").type),
-        _fixed_size_list(norms, schema.field("norms").type),
-        _fixed_size_list(rows, schema.field("embedding").type),
-    ]
-    if pooled is not None:
-        columns.append(_fixed_size_list(pooled, schema.field("pooled").type))
-    return _commit_shard(cache, index, pa.Table.from_arrays(columns, schema=schema), digest)
+    return write_rows(cache, index, rows, identity=identity, shard_format=shard_format)
 
 
-def _commit_shard(cache: Path, index: int, table: pa.Table, ids_digest: str) -> FileRecord:
+def write_rows(
+    cache: Path, index: int, rows: Rows, *, identity: str, shard_format: ShardFormat = "arrow"
+) -> FileRecord:
+    """Commit one shard of rows as they are to be stored, and then its record.
+
+    Where another builder committed the shard meanwhile, its record is given and this one's file
+    is dropped: two runs of a model need not agree in the last bit.
+    """
+    table = _table(index, rows, identity)
+
+    def write(stream: BinaryIO) -> None:
+        if shard_format == "parquet":
+            from teacher_cache import parquet
+
+            parquet.write(stream, table)
+        else:
+            _write_table(stream, table)
+
     def record_of(written: Written) -> FileRecord:
-        return FileRecord(table.num_rows, written.bytes, written.checksum, ids_digest)
+        digest = rows.texts.ids_digest
+        return FileRecord(len(rows.texts), written.bytes, written.checksum, digest, shard_format)
 
     written = commit_named(
         cache / SHARD_FOLDER,
-        f"{index:05d}.arrow",
-        lambda stream: _write_table(stream, table),
+        f"{index:05d}.{shard_format}",
+        write,
         lambda written: shard_path(cache, index, record_of(written)),
     )
     record, place = record_of(written), record_path(cache, index)
@@ -150,6 +163,31 @@ def _commit_shard(cache: Path, index: int, table: pa.Table, ids_digest: str) -> 
         # The record there is of a lost file.
         write_record(place, record)
     return record
+
+
+def _table(index: int, rows: Rows, identity: str) -> pa.Table:
+    schema = shard_schema(
+        rows.vectors.shape[1],
+        rows.norms.shape[1],
+        None if rows.pooled is None else rows.pooled.shape[1],
+        {
+            "format_version": str(FORMAT_VERSION),
+            "identity": identity,
+            "shard": str(index),
+            "ids_digest": rows.texts.ids_digest,
+        },
+    )
+    columns = [
+        pa.array(rows.texts.ids, pa.binary(16)),
+        pa.array(rows.texts.texts, pa.string()),
+        pa.array(rows.texts.sources, pa.string()),
+        _fixed_size_list(rows.tokens, schema.field("tokens").type),
+        _fixed_size_list(rows.norms, schema.field("norms").type),
+        _fixed_size_list(rows.vectors, schema.field("embedding").type),
+    ]
+    if rows.pooled is not None:
+        columns.append(_fixed_size_list(rows.pooled, schema.field("pooled").type))
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def committed(cache: Path, index: int) -> FileRecord | None:

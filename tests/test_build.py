@@ -31,6 +31,7 @@ from small_models import VOCABULARY, change_weights, write_encoder
 from teacher_cache.format import CacheError, record_path
 from teacher_cache.reader import CacheReader
 from teacher_cache.summary import summarize
+from teacher_cache.survey import survey
 
 LETTERS = "embeddings.word_embeddings.weight"
 Floats = NDArray[np.float64]
@@ -95,7 +96,9 @@ def test_columns_keep_raw_norms_and_token_counts(cache: CacheReader, library: An
     assert tokens[:, 1].tolist() == known.tolist()
     lengths = [np.linalg.norm(encoded(library, texts), axis=1), np.linalg.norm(vectors, axis=1)]
     np.testing.assert_allclose(norms, np.stack(lengths, axis=1), rtol=1e-5)
-    assert summarize(cache)["blocks"][0]["mean_tokens"] == pytest.approx(tokens[:, 0].mean())
+    assert summarize(survey(cache))["blocks"][0]["mean_tokens"] == pytest.approx(
+        tokens[:, 0].mean()
+    )
 
 
 def test_fitted_teacher_spans_nearly_all_that_a_full_svd_can(cache: CacheReader) -> None:

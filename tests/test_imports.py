@@ -27,8 +27,14 @@ MAY_IMPORT = {
     ),
     "teacher_cache": ("teacher_cache", "data"),
     "teacher_cache.format": (),
-    "teacher_cache.reader": ("teacher_cache.format", "teacher_cache.mapping"),
+    "teacher_cache.reader": ("teacher_cache.format", "teacher_cache.shards"),
+    "teacher_cache.shards": (
+        "teacher_cache.format",
+        "teacher_cache.mapping",
+        "teacher_cache.parquet",
+    ),
     "teacher_cache.mapping": (),
+    "teacher_cache.parquet": ("teacher_cache.format",),
     "teacher_cache.models": (),
 }
 
@@ -109,9 +115,21 @@ def test_a_cache_opens_with_neither_torch_nor_anything_else_of_ours(cache: Cache
     ours = {name for name in loaded if name.split(".")[0] in PACKAGES}
     assert ours == {
         "teacher_cache",
-        *(f"teacher_cache.{n}" for n in ("format", "reader", "mapping")),
+        *(f"teacher_cache.{n}" for n in ("format", "reader", "shards", "mapping")),
     }
     assert not loaded & {*HEAVY, "pydantic"}
+
+
+def test_looking_into_a_cache_loads_no_teacher(cache: CacheReader) -> None:
+    loaded = loaded_by(
+        "import contextlib, io\n"
+        "from cli import cache\n"
+        "for line in (['inspect'], ['search', '--', '3']):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()):\n"
+        f"        cache.app([line[0], {str(cache.path)!r}, *line[1:]], standalone_mode=False)"
+    )
+    assert {"faiss", "scipy"} <= loaded
+    assert not loaded & {"torch", "transformers", "sklearn", "matplotlib"}
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -119,7 +137,8 @@ def test_help_loads_nothing_heavy() -> None:
         "import contextlib, io\n"
         "from cli import cache, student, train\n"
         "lines = [(cache.app, []), (student.app, []), (train.app, [])]\n"
-        "lines += [(cache.app, [name]) for name in ('build', 'inspect', 'verify')]\n"
+        "names = 'build', 'inspect', 'search', 'verify', 'join', 'merge', 'export'\n"
+        "lines += [(cache.app, [name]) for name in names]\n"
         "lines += [(student.app, [name]) for name in ('evaluate', 'export')]\n"
         "for app, line in lines:\n"
         "    out = io.StringIO()\n"
@@ -135,7 +154,12 @@ def test_training_and_evaluating_load_no_teacher() -> None:
     modules = sorted(name for name in MODULES if under(name, "student"))
     loaded = loaded_by("\n".join(f"import {name}" for name in modules))
     assert {"student.train", "teacher_cache.reader", "torch"} <= loaded
-    allowed = {"teacher_cache", "teacher_cache.mapping", *MAY_IMPORT["student"][1:]}
+    allowed = {
+        "teacher_cache",
+        "teacher_cache.mapping",
+        "teacher_cache.shards",
+        *MAY_IMPORT["student"][1:],
+    }
     ours = {name for name in loaded if under(name, "teacher_cache") or under(name, "data")}
     assert ours - {"data"} <= allowed
 
