@@ -45,6 +45,7 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/read.py
+	$(BIN)/python benchmarks/parquet.py
 	$(BIN)/python benchmarks/ranking.py
 
 clean:

@@ -48,6 +48,12 @@ def print_error(message: str) -> None:
     typer.echo(typer.style("error: ", fg=typer.colors.RED, bold=True) + line, err=True)
 
 
+def note(message: str) -> None:
+    """One line on standard error; of several processes only the first writes it."""
+    if is_first_process():
+        typer.echo(message, err=True)
+
+
 def _is_expected(error: Exception) -> bool:
     # A class whose module was never imported cannot have been raised.
     kinds = [getattr(sys.modules.get(module), name, None) for module, name in EXPECTED]
@@ -68,7 +74,7 @@ def bar(what: str, total: int | None, unit: str = "texts") -> Iterator[Callable[
     Where standard error is no terminal (a log file, a batch job), a line is printed now and then.
     Of several processes only the first shows anything.
     """
-    if not _is_first_process():
+    if not is_first_process():
         yield lambda _amount, _note: None
         return
     if not sys.stderr.isatty():
@@ -111,7 +117,8 @@ def bar(what: str, total: int | None, unit: str = "texts") -> Iterator[Callable[
             progress.update(task, total=done, completed=done)
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
+    """Whether this is the one process that speaks, by the variables of the usual launchers."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID"))
 
 
@@ -163,15 +170,19 @@ def quiet_libraries() -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output: first column to the left, the others to the right."""
+    """A table on standard output: first column to the left, the others to the right.
+
+    Cells are shown as they are, brackets and all.
+    """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
         table.add_column(column, justify="left" if position == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)

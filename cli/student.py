@@ -32,6 +32,10 @@ def evaluate(
     cache: Annotated[
         Path | None, typer.Option(help="The cache (default: the one it was trained from).")
     ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(help="Heads, or first columns of them: fc1,fc1[:512] (default: all trained)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
 ) -> None:
     """Measure every head against every teacher on the cache's held-out rows.
@@ -54,6 +58,7 @@ def evaluate(
             f"{folder} was trained from the cache {record['cache']}, {reader.path} is "
             f"{reader.identity}; give the one it was trained from as --cache"
         )
+    entries = record["trained_heads"] if heads is None else _trained(heads, record["trained_heads"])
     if len(reader.held_out_rows) < 3:
         raise RecipeError(f"{reader.path} has no held-out rows: set corpus.held_out in its recipe")
     from student.evaluate import evaluate as measure
@@ -71,7 +76,7 @@ def evaluate(
             untrained,
             reader,
             record["teachers"],
-            heads=record["trained_heads"],
+            heads=entries,
             advance=advance,
         )
     result = {"stage": record["number"], "cache": record["cache"], **result}
@@ -99,12 +104,26 @@ def evaluate(
     typer.echo(f"the same as JSON: {path}")
 
 
+def _trained(heads: str, trained: list[str]) -> list[str]:
+    from cli.recipe import RecipeError
+    from student.stages import head_of
+
+    entries = [entry.strip() for entry in heads.split(",")]
+    for entry in entries:
+        if entry not in trained and head_of(entry)[0] not in trained:
+            raise RecipeError(
+                f"--heads: the run has not trained {entry!r}; it has {', '.join(trained)}"
+            )
+    return entries
+
+
 @app.command()
 def export(
     trained: RunArgument,
     out: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
     head: Annotated[
-        str, typer.Option(help="fc1, fc2 …, or pooled: the body without a head.")
+        str,
+        typer.Option(help="fc1, fc2 …, fc1[:512]: its first columns, or pooled: without a head."),
     ] = "fc1",
 ) -> None:
     """Write a sentence-transformers folder that loads without any code of this project.

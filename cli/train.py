@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import textwrap
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.console import bar, phase, print_table, quiet_libraries, run, size
+from cli.console import bar, is_first_process, note, phase, print_table, quiet_libraries, run, size
 from cli.names import pick
 
 app = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False)
@@ -19,9 +20,13 @@ app = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False, a
 
 def _show_stages(asked: bool) -> None:
     if asked:
-        from student.stages import TABLE_COLUMNS, table
+        from student.stage_fields import TABLE_COLUMNS, fields, table
 
         print_table("Stages (the paper's)", TABLE_COLUMNS, table())
+        typer.echo("Fields of a stage, under [stages.N] in a recipe:")
+        for name, default, meaning in fields():
+            typer.echo(f"  {name} = {default}")
+            typer.echo(textwrap.indent(textwrap.fill(meaning, 94), "      "))
         raise typer.Exit
 
 
@@ -42,6 +47,10 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the stage.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Largest learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=3, help="Texts in a global batch.")] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Texts of a process in memory at a time: for larger batches."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of order and new heads.")] = None,
     init_from: Annotated[
         str | None,
@@ -51,6 +60,13 @@ def train(
         str, typer.Option(help="auto (bf16 on GPUs that have it), fp32 or bf16.")
     ] = "auto",
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    pooled: Annotated[
+        str,
+        typer.Option(
+            help="Train heads on the cache's pooled states where they are the frozen body's: auto, "
+            "require or off."
+        ),
+    ] = "auto",
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what this stage has done so far.")
@@ -61,7 +77,10 @@ def train(
     _stages: Annotated[
         bool,
         typer.Option(
-            "--stages", is_eager=True, callback=_show_stages, help="Print the table of stages."
+            "--stages",
+            is_eager=True,
+            callback=_show_stages,
+            help="Print the table of stages, and every field that a recipe can change.",
         ),
     ] = False,
 ) -> None:
@@ -80,8 +99,15 @@ def train(
 
     if precision not in ("auto", "fp32", "bf16"):
         raise RecipeError(f"--precision is auto, fp32 or bf16, found {precision!r}")
+    if pooled not in ("auto", "require", "off"):
+        raise RecipeError(f"--pooled is auto, require or off, found {pooled!r}")
     book, base = load(recipe)
-    changes = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
+    changes = {
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "micro_batch": micro_batch,
+    }
     changes = {name: value for name, value in changes.items() if value is not None}
     spec = book.model_copy(
         update={"stages": {**book.stages, stage: {**book.stages.get(stage, {}), **changes}}}
@@ -93,7 +119,7 @@ def train(
     names = tuple(block.teacher for block in reader.blocks(asked))
     target_width = reader.width(names)
     widths = {"fc1": target_width, **book.student.reduced_heads}
-    check(spec, widths, target_width, len(reader.train_rows))
+    check(spec, widths, target_width, len(reader.train_rows), reader.teachers)
     stage_run = StageRun(
         out=out,
         stage=stage,
@@ -115,6 +141,9 @@ def train(
         shutil.rmtree(stage_run.folder, ignore_errors=True)
     if init_from != FRESH:
         start_of(stage_run)  # refuse before torch is loaded
+    from student.launcher import asked_for
+
+    asked_for()  # refuse before a model is loaded
     from student.train import Settings
     from student.train import train as train_stage
 
@@ -129,18 +158,26 @@ def train(
                 opened = bar(f"stage {stage}", spec.steps - done, "steps")
                 update = bars.enter_context(opened)
             else:
-                update(done - seen, f"loss {metrics['loss']:.4f}")
+                memory = size(metrics["peak_memory"])
+                update(done - seen, f"loss {metrics['loss']:.4f}, at most {memory}")
             seen = done
 
         trained = train_stage(
             stage_run,
             reader,
             init,
-            settings=Settings(precision=precision, save_every=save_every, cpu=cpu),  # type: ignore[arg-type]
+            settings=Settings(
+                precision=precision,  # type: ignore[arg-type]
+                save_every=save_every,
+                cpu=cpu,
+                pooled=pooled,  # type: ignore[arg-type]
+            ),
             on_step=on_step,
             phase=phase,
+            say=note,
         )
-    typer.echo(f"{stage_run.model}: {spec.purpose}{'' if trained else ' (done before)'}")
+    if is_first_process():
+        typer.echo(f"{stage_run.model}: {spec.purpose}{'' if trained else ' (done before)'}")
 
 
 def _weights(text: str) -> dict[str, float]:

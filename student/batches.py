@@ -1,15 +1,13 @@
-"""Rows → batches. Which rows make step k is a pure function of (seed, k): nothing to restore.
-
-No permutation is stored: a keyed bijection of 0…n-1 gives the row at any position of any epoch,
-so that 100 million rows cost no memory and a resumed run needs no skipping.
-"""
+"""Rows → batches: texts and targets of a step's rows, made ahead of their use."""
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -17,73 +15,53 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from student.model import Student, TextBatch
+from student.model import PooledBatch, Student, StudentBatch, TextBatch
+from student.order import Order
+from teacher_cache.format import shard_path
 from teacher_cache.reader import CacheReader
 
 T = TypeVar("T")
 
-_ROUNDS = 6
-_MIX = np.uint64(0x9E3779B97F4A7C15)
 
+PREFETCH = 2
+"""Steps between asking the disk for a batch's vectors and reading them."""
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """The order of training: full shuffles of `rows` rows, epoch after epoch, in equal batches.
-
-    Batches are cut from the endless sequence of epochs, so none is short and none is dropped; one
-    that lies across two epochs has rows of both.
-    """
-
-    rows: int
-    batch_size: int
-    seed: int
-
-    def rows_of(self, step: int) -> NDArray[np.int64]:
-        """The rows of step `step` (counted from 0)."""
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, places = np.divmod(positions, self.rows)
-        rows = np.empty(self.batch_size, np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            rows[here] = permuted(places[here], self.rows, self.seed, int(epoch))
-        return rows
-
-
-def permuted(places: NDArray[np.int64], size: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Where a shuffle of 0…size-1, fixed by seed and epoch, sends these places.
-
-    A Feistel network over the smallest even number of bits that holds `size`; a value that falls
-    outside is sent through again until it falls inside, which keeps it a bijection.
-    """
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    mask = np.uint64((1 << int(half)) - 1)
-    keys = np.random.SeedSequence([seed, epoch]).generate_state(_ROUNDS, np.uint64)
-    values = places.astype(np.uint64)
-    outside = np.ones(len(values), bool)
-    while outside.any():
-        left, right = values[outside] >> half, values[outside] & mask
-        for key in keys:
-            mixed = (right ^ key) * _MIX
-            mixed = (mixed ^ (mixed >> np.uint64(29))) * _MIX
-            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
-        values[outside] = (left << half) | right
-        outside = values >= size
-    return values.astype(np.int64)
+Inputs = Callable[[NDArray[np.int64]], StudentBatch]
+"""What the student is given for these rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One process's share of a step: its rows, their texts and their targets [b, T] in float16."""
+    """One process's share of a step: its rows, their texts (or the states of these) and their
+    targets [b, T] in float16."""
 
     step: int
     rows: NDArray[np.int64]
-    texts: TextBatch
+    texts: StudentBatch
     target: Tensor
+
+
+def texts_of(reader: CacheReader, student: Student, micro_batch: int | None = None) -> Inputs:
+    """Rows as their texts, tokenised.
+
+    Texts of like length are padded together: `micro_batch` of them, or a quarter of all.
+    """
+
+    def inputs(rows: NDArray[np.int64]) -> TextBatch:
+        chunks = len(rows) // micro_batch if micro_batch else 4
+        return student.batch(reader.texts(rows), max(1, chunks))
+
+    return inputs
+
+
+def states_of(reader: CacheReader) -> Inputs:
+    """Rows as the pooled states that the cache keeps."""
+    return lambda rows: PooledBatch(torch.from_numpy(reader.pooled(rows)))
 
 
 def batches(
     reader: CacheReader,
-    student: Student,
+    inputs: Inputs,
     order: Order,
     steps: Iterable[int],
     *,
@@ -93,15 +71,44 @@ def batches(
 ) -> Iterator[Batch]:
     """The batches of these steps, made ahead of their use by a thread.
 
-    Of the global batch, process p has rows p, p + processes, …: together they have it all.
+    Of the global batch each process has an equal run of rows, in the order of the processes: what
+    they gather is the batch that one process would have had, row by row.
     """
 
+    share = order.batch_size // processes
+    advised: tuple[int, ...] = ()
+
+    def own_rows(step: int) -> NDArray[np.int64]:
+        return order.rows_of(step)[process * share : (process + 1) * share]
+
     def make(step: int) -> Batch:
-        rows = order.rows_of(step)[process::processes]
+        nonlocal advised
+        ahead = order.shards_next(step)
+        if ahead != advised:
+            advised = ahead
+            read_ahead(shard_path(reader.path, n, reader.manifest.shards[n]) for n in ahead)
+        if not ahead:
+            reader.prefetch(own_rows(step + PREFETCH))
+        rows = own_rows(step)
         target = torch.from_numpy(reader.vectors(rows, teachers))
-        return Batch(step, rows, student.batch(reader.texts(rows)), target)
+        return Batch(step, rows, inputs(rows), target)
 
     return made_ahead(make, steps)
+
+
+def read_ahead(paths: Iterable[Path]) -> None:
+    """Ask the system to read files into its page cache, in the background, from end to end.
+
+    The rows of a window are taken at random: without it, each would cost the disk a seek.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(handle)
 
 
 def made_ahead(make: Callable[[int], T], items: Iterable[int], depth: int = 4) -> Iterator[T]:

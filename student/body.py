@@ -62,6 +62,14 @@ def load_body(folder: Path) -> nn.Module:
     return loaded
 
 
+class Unloaded(nn.Module):
+    """Stands where a body would, for heads that train on pooled states: it runs nothing."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+
 def body_layers(body: nn.Module) -> nn.ModuleList:
     """The stack of layers of a body.
 

@@ -1,7 +1,9 @@
-"""Checkpoints of a running stage: what changed, the optimizer's state and the step; no pickle.
+"""Checkpoints of a running stage: what it changes, the optimizer's state and the step; no pickle.
 
 Frozen parameters are not stored: a resumed stage starts from the same student and overlays what
-it had trained. A checkpoint is written aside and renamed, so it is whole or absent.
+it had changed, and so does the stage's final model. Tensors are whole, whatever engine and however
+many processes wrote them, so that another engine may go on. A checkpoint is written aside, synced
+and renamed: it is whole or absent, and until it is there the one before it stays.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from student.durable import remove_folder, replace_folder
 from student.spec import StudentError
 
 KEEP = 2
@@ -23,83 +27,104 @@ WEIGHTS_FILE = "weights.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 
+OptimizerState = dict[str, dict[str, Tensor]]
+"""What the optimizer keeps of each parameter, by the parameter's name: whole tensors on the CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best of the probes so far: after which step, and its score (greater is better)."""
+
+    step: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint on disk, after `step` steps."""
+
+    folder: Path
+    step: int
+    best: Best | None
+
+    def overlay(self, student: nn.Module) -> None:
+        """Set the parameters that the stage changes to what they were."""
+        parameters = dict(student.named_parameters())
+        with torch.no_grad():
+            for name, value in load_file(self.folder / WEIGHTS_FILE).items():
+                parameters[name].copy_(value)
+
+    def optimizer(self) -> OptimizerState:
+        """The optimizer's state."""
+        found: OptimizerState = {}
+        for key, value in load_file(self.folder / OPTIMIZER_FILE).items():
+            kind, name = key.split(":", 1)
+            found.setdefault(name, {})[kind] = value
+        return found
+
 
 def save(
     folder: Path,
     step: int,
-    trained: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    weights: Mapping[str, Tensor],
+    optimizer: OptimizerState,
     facts: Mapping[str, Any],
-) -> None:
-    """Write the checkpoint after `step` steps, and remove all but the last few.
+    *,
+    best: Best | None = None,
+) -> Checkpoint:
+    """Write the checkpoint after `step` steps; the last few stay, and the best where there is one.
 
-    `facts` (the cache's identity, the stage) are what `restore` will ask to find again.
+    `facts` (the cache's identity, the stage) are what `newest` will ask to find again.
     """
     target = folder / f"step-{step:08d}"
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left)
     aside = folder / f".{target.name}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file({name: p.detach().contiguous() for name, p in trained.items()}, aside / WEIGHTS_FILE)
-    save_file(_optimizer_tensors(trained, optimizer), aside / OPTIMIZER_FILE)
-    (aside / STATE_FILE).write_text(json.dumps({"step": step, **facts}, indent=1) + "\n")
+    save_file(dict(weights), aside / WEIGHTS_FILE)
+    flat = {f"{kind}:{n}": value for n, state in optimizer.items() for kind, value in state.items()}
+    save_file(flat, aside / OPTIMIZER_FILE)
+    state = {"step": step, "best": None if best is None else asdict(best), **facts}
+    (aside / STATE_FILE).write_text(json.dumps(state, indent=1) + "\n")
     replace_folder(aside, target)
-    for old in _checkpoints(folder)[:-KEEP]:
-        shutil.rmtree(old)
+    written = Checkpoint(target, step, best)
+    for old in sorted(folder.glob("step-*"))[:-KEEP]:
+        if old != _best_folder(written):
+            remove_folder(old)
+    return written
 
 
-def restore(
-    folder: Path,
-    trained: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    facts: Mapping[str, Any],
-) -> int:
-    """Load the newest checkpoint, if there is one; give the number of steps that are done.
+def newest(folder: Path, facts: Mapping[str, Any]) -> Checkpoint | None:
+    """The newest checkpoint, if there is one.
 
     Raises:
         StudentError: it was written with other facts (another cache, another stage).
     """
-    found = _checkpoints(folder)
+    found = sorted(folder.glob("step-*"))
     if not found:
-        return 0
-    newest = found[-1]
-    state = json.loads((newest / STATE_FILE).read_text())
-    step: int = state.pop("step")
+        return None
+    state = json.loads((found[-1] / STATE_FILE).read_text())
     for name, value in facts.items():
         if state.get(name) != value:
             raise StudentError(
-                f"{newest} was written with another {name} ({state.get(name)}) than this run's "
+                f"{found[-1]} was written with another {name} ({state.get(name)}) than this run's "
                 f"({value}); give another --out, or --restart to begin the stage anew"
             )
-    weights = load_file(newest / WEIGHTS_FILE)
-    tensors = load_file(newest / OPTIMIZER_FILE)
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(weights[name])
-            optimizer.state[parameter] = _state_of(name, tensors)
-    return step
+    best = None if state["best"] is None else Best(**state["best"])
+    return Checkpoint(found[-1], state["step"], best)
 
 
-def replace_folder(aside: Path, target: Path) -> None:
-    """Put a finished folder in its place; what was there goes."""
-    if target.exists():
-        shutil.rmtree(target)
-    aside.rename(target)
+def best_of(last: Checkpoint) -> Checkpoint:
+    """The checkpoint of the best probe so far.
+
+    Raises:
+        StudentError: it is not there.
+    """
+    folder = _best_folder(last)
+    if folder is None or last.best is None or not folder.is_dir():
+        raise StudentError(f"{last.folder.parent} holds no best checkpoint; --restart the stage")
+    return Checkpoint(folder, last.best.step, last.best)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
-
-
-def _optimizer_tensors(
-    trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    return {
-        f"{key}:{name}": value.contiguous()
-        for name, parameter in trained.items()
-        for key, value in optimizer.state[parameter].items()
-    }
-
-
-def _state_of(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    suffix = f":{name}"
-    return {key.removesuffix(suffix): t for key, t in tensors.items() if key.endswith(suffix)}
+def _best_folder(last: Checkpoint) -> Path | None:
+    return None if last.best is None else last.folder.with_name(f"step-{last.best.step:08d}")

@@ -1,29 +1,39 @@
-"""Heads without descent: FC1 by ridge regression, a reduced head as FC1's principal part.
+"""Heads without descent: FC1 by ridge regression or from a teacher, a reduced head as FC1's part.
 
 With the body frozen, what a linear head can reach is known in closed form from two moments of the
 pooled states, summed in one pass. That is worth the first steps of training; the losses of the
 paper then polish it.
 
 Shape suffixes: N rows, H pooled width (with a constant 1 appended: G = H + 1), T target width,
-D reduced width.
+D reduced width, W width of one teacher's block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from student.batches import Order
 from student.evaluate import POOLED, encode
 from student.model import Student
-from student.stages import FULL_HEAD
+from student.order import Order
+from student.stages import FULL_HEAD, StageError, Start
+from student.targets import weigh
+from student.teacher_head import own_heads, read_head
+from teacher_cache.format import Block
 from teacher_cache.reader import CacheReader
 
 RIDGE = 1e-2
 """Strength of the regularisation, as a share of the mean variance of the pooled states."""
+
+COPY_AGREES = 0.9
+"""Least agreement of a copied head with its teacher's vectors. The same body and prompt give nearly
+1, less by the spread of the vectors' lengths and the teacher's rounding; another body gives about
+0; another prompt lies between."""
 
 _CHUNK = 1024
 
@@ -37,6 +47,7 @@ class Moments:
         self.rows = 0
         self.states_GG: Matrix = np.zeros((hidden + 1, hidden + 1))
         self.targets_GT: Matrix = np.zeros((hidden + 1, target_width))
+        self.target_squares_T: NDArray[np.float64] = np.zeros(target_width)
 
     def add(self, pooled_NH: NDArray[np.float32], target_NT: NDArray[np.floating]) -> None:
         """Take in N more rows."""
@@ -44,7 +55,9 @@ class Moments:
         states_NG[:, :-1] = pooled_NH
         self.rows += len(states_NG)
         self.states_GG += states_NG.T @ states_NG
-        self.targets_GT += states_NG.T @ target_NT.astype(np.float64)
+        exact_NT = target_NT.astype(np.float64)
+        self.targets_GT += states_NG.T @ exact_NT
+        self.target_squares_T += np.einsum("nt,nt->t", exact_NT, exact_NT)
 
 
 def ridge(moments: Moments, strength: float = RIDGE) -> Matrix:
@@ -86,37 +99,98 @@ def reduce(full_TG: Matrix, states_GG: Matrix, width: int) -> Matrix:
     return head
 
 
+def copied(head_WG: Matrix, moments: Moments, columns: slice) -> tuple[Matrix, float]:
+    """A teacher's own head at the length its block has in the target, and how well it agrees.
+
+    The target's block is the teacher's vector at a fixed length, the head's output at a length that
+    differs from text to text. No linear map divides by that length; the one factor that brings the
+    outputs nearest to the target is Σ v·t / Σ v·v. Directions, and so every cosine of the block
+    alone, are the teacher's exactly.
+
+    The agreement is Σ v·t / √(Σ v·v · Σ t·t), from -1 to 1: the cosine of all outputs with all
+    targets, taken as two long vectors.
+    """
+    products = float((head_WG * moments.targets_GT[:, columns].T).sum())
+    squares = float(((head_WG @ moments.states_GG) * head_WG).sum())
+    target_squares = float(moments.target_squares_T[columns].sum())
+    return head_WG * (products / squares), products / math.sqrt(squares * target_squares)
+
+
 def start_heads(
     student: Student,
     reader: CacheReader,
     teachers: Sequence[str],
-    heads: Sequence[str],
+    ways: Mapping[str, Start],
     *,
     rows: int,
     seed: int,
+    init: Path,
+    teacher_weights: Mapping[str, float],
+    kept_states: bool = False,
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Set the named heads to their closed form, from so many rows of the training order.
 
-    FC1 is solved for the target; a reduced head follows from FC1 as it then is. One pass of the
-    body over the rows, which `advance` is told of.
+    FC1 is solved for the target, weighed as in training; for "copy" the block of the teacher whose
+    own head lies in `init` is that head. A reduced head follows from FC1 as it then is. One pass
+    of the body over the rows, which `advance` is told of; none with the cache's `kept_states`.
+
+    Raises:
+        StageError: a head that is to be copied does not give its teacher's vectors.
     """
+    blocks = reader.blocks(teachers)
     chosen = Order(len(reader.train_rows), min(rows, len(reader.train_rows)), seed).rows_of(0)
-    hidden: int = student.text.config.hidden_size  # type: ignore[union-attr, assignment]
-    solve = FULL_HEAD in heads
-    moments = Moments(hidden, student.head_widths[FULL_HEAD] if solve else 0)
+    solve = FULL_HEAD in ways
+    moments = Moments(student.hidden, student.head_widths[FULL_HEAD] if solve else 0)
     for start in range(0, len(chosen), _CHUNK):
         part = chosen[start : start + _CHUNK]
-        pooled = encode(student, reader.texts(part), (), advance=advance)[POOLED]
-        target = reader.vectors(part, teachers) if solve else np.empty((len(part), 0), np.float16)
+        if kept_states:
+            pooled = reader.pooled(part).astype(np.float32)
+            advance(len(part))
+        else:
+            pooled = encode(student, reader.texts(part), (), advance=advance)[POOLED]
+        target = np.empty((len(part), 0), np.float16)
+        if solve:
+            stored = torch.from_numpy(reader.vectors(part, teachers))
+            target = weigh(stored, blocks, teacher_weights).numpy()
         moments.add(pooled, target)
     if solve:
-        _set(student, FULL_HEAD, ridge(moments))
+        full_TG = ridge(moments)
+        if ways[FULL_HEAD] == "copy":
+            columns, head_WG = _best_copy(init, blocks, moments, student.hidden)
+            full_TG[columns] = head_WG
+        _set(student, FULL_HEAD, full_TG)
     full_TG = _matrix(student, FULL_HEAD)
-    for name in heads:
-        if name != FULL_HEAD:
+    for name, way in ways.items():
+        if way == "principal":
             width = student.head_widths[name]
             _set(student, name, reduce(full_TG, moments.states_GG, width))
+
+
+def _best_copy(
+    init: Path, blocks: Sequence[Block], moments: Moments, hidden: int
+) -> tuple[slice, Matrix]:
+    """Where to put which head; of several teachers with a head of their width, the nearest."""
+    files = own_heads(init, blocks)
+    best: tuple[float, str, slice, Matrix] | None = None
+    offset = 0
+    for block in blocks:
+        columns = slice(offset, offset + block.width)
+        offset += block.width
+        if block.teacher in files:
+            head_WG = read_head(files[block.teacher], block.width, hidden)
+            head_WG, agreement = copied(head_WG, moments, columns)
+            if best is None or agreement > best[0]:
+                best = agreement, block.teacher, columns, head_WG
+    assert best is not None, "own_heads names at least one"
+    agreement, teacher, columns, head_WG = best
+    if agreement < COPY_AGREES:
+        raise StageError(
+            f"{files[teacher]} does not give the vectors that {teacher} has in the cache "
+            f"(agreement {agreement:.2f}, expected {COPY_AGREES} or more): the student's body or "
+            'prompt is not that teacher\'s; begin with closed_form = { fc1 = "ridge" }'
+        )
+    return columns, head_WG
 
 
 def _matrix(student: Student, name: str) -> Matrix:

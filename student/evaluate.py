@@ -57,7 +57,7 @@ def retention(student: FloatArray, teacher: FloatArray, *, same_space: bool) -> 
         raise ValueError(f"expected as many rows, at least 3: {len(student)}, {len(teacher)}")
     student, teacher = unit(student), unit(teacher)
     cosine = float(np.einsum("nd,nd->n", student, teacher).mean()) if same_space else None
-    return Retention(cosine, _order(student, teacher), _neighbours(student, teacher))
+    return Retention(cosine, order_agreement(student, teacher), _neighbours(student, teacher))
 
 
 def unit(vectors: FloatArray) -> FloatArray:
@@ -67,7 +67,8 @@ def unit(vectors: FloatArray) -> FloatArray:
     return vectors / norms
 
 
-def _order(student: FloatArray, teacher: FloatArray) -> float:
+def order_agreement(student: FloatArray, teacher: FloatArray) -> float:
+    """Spearman's correlation of the pairwise similarities of two sets of unit rows."""
     from scipy.stats import spearmanr
 
     rows = min(len(student), ORDER_ROWS)
@@ -107,7 +108,13 @@ def encode(
     *,
     advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, FloatArray]:
-    """The student's vectors of texts, raw, in fp32: for each head [n, D], and `pooled` [n, H]."""
+    """The student's vectors of texts, raw, in fp32: for each head [n, D], and `pooled` [n, H].
+
+    The first columns of a head are asked for as in a stage: `fc1[:512]`.
+
+    Raises:
+        StageError: a head that is not there, or not as wide as asked.
+    """
     student.eval()
     device = next(student.parameters()).device
     lengths = [len(text) for text in texts]
@@ -117,7 +124,7 @@ def encode(
         chosen = order[start : start + ENCODE_BATCH]
         batch = student.batch([texts[i] for i in chosen], chunks=1).to(device)
         pooled = student.pooled(batch)
-        outputs = {POOLED: pooled, **{name: student.heads[name](pooled) for name in heads}}
+        outputs = {POOLED: pooled, **student.project(pooled, heads)}
         for name, vectors in outputs.items():
             found[name].append(vectors.cpu().numpy())
         advance(len(chosen))

@@ -9,25 +9,29 @@ from typing import Any
 
 import torch
 
-from student.checkpoint import replace_folder
+from student.durable import replace_folder
 from student.evaluate import POOLED
 from student.model import Student
 from student.spec import StudentError
+from student.stages import head_of, width_of
 
 
 def export(student: Student, out: Path, *, head: str, record: Mapping[str, Any]) -> None:
     """Write transformer, mean pooling, the head as a Dense layer, and normalisation.
 
-    `head` is a head's name, or `pooled` for the body alone. `record` is the stage's `run.json`,
-    from which the card says whose vectors it was trained on.
+    `head` is a head's name, the first columns of one (`fc1[:512]`), or `pooled` for the body alone.
+    `record` is the stage's `run.json`, from which the card says whose vectors it was trained on.
 
     Raises:
         StudentError: no such head, an untrained one, or `out` exists and is not an empty folder.
+        StageError: more columns than the head has.
     """
     trained = [*record["trained_heads"], POOLED]
-    if head not in trained:
-        what = "has not trained" if head in student.heads else "has no head"
+    if head not in trained and head_of(head)[0] not in trained:
+        what = "has not trained" if head_of(head)[0] in student.heads else "has no head"
         raise StudentError(f"the run {what} {head!r}; it can give {', '.join(trained)}")
+    if head != POOLED:
+        width_of(head, student.head_widths)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StudentError(f"{out} is not an empty folder; give another one to export to")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -52,20 +56,20 @@ def _modules(student: Student, text: Path, head: str) -> Any:
         Transformer,
     )
 
-    hidden: int = student.text.config.hidden_size  # type: ignore[union-attr, assignment]
     modules: list[Any] = [
         Transformer(str(text), max_seq_length=student.spec.max_tokens),
-        Pooling(hidden, pooling_mode="mean"),
+        Pooling(student.hidden, pooling_mode="mean"),
     ]
     if head != POOLED:
-        linear: Any = student.heads[head]
+        linear: Any = student.heads[head_of(head)[0]]
+        width = width_of(head, student.head_widths)
         modules.append(
             Dense(
-                hidden,
-                linear.out_features,
+                student.hidden,
+                width,
                 activation_function=torch.nn.Identity(),
-                init_weight=linear.weight.detach().cpu(),
-                init_bias=linear.bias.detach().cpu(),
+                init_weight=linear.weight[:width].detach().cpu().clone(),
+                init_bias=linear.bias[:width].detach().cpu().clone(),
             )
         )
         modules.append(Normalize())
@@ -79,7 +83,7 @@ def _modules(student: Student, text: Path, head: str) -> Any:
 
 
 def _card(student: Student, head: str, record: Mapping[str, Any]) -> str:
-    width = student.head_widths.get(head, student.text.config.hidden_size)  # type: ignore[union-attr]
+    width = student.hidden if head == POOLED else width_of(head, student.head_widths)
     teachers = "\n".join(
         f"| {block['teacher']} | {block['repository']} | {block['width']} | {block['licence']} |"
         for block in record["blocks"]

@@ -9,16 +9,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from student.body import body_layers, keep_layers, load_body
+from student.body import Unloaded, body_layers, configuration, keep_layers, load_body
 from student.spec import StudentError, StudentSpec
-from student.stages import FULL_HEAD, StageError
+from student.stages import FULL_HEAD, StageError, head_of, width_of
 from student.tokens import TextTokenizer
 from teacher_cache.models import transformer_folder
 
@@ -45,6 +47,27 @@ class TextBatch:
         chunks = tuple((ids.to(device), mask.to(device)) for ids, mask in self.chunks)
         return TextBatch(chunks, self.order.to(device))
 
+    def apart(self) -> list[TextBatch]:
+        """Each chunk as a batch of its own, its texts in the order of its rows."""
+        return [
+            TextBatch((chunk,), torch.arange(len(chunk[0]), device=self.order.device))
+            for chunk in self.chunks
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class PooledBatch:
+    """Texts of which the pooled states [B, H] are known already: the body is not asked."""
+
+    states: Tensor
+
+    def to(self, device: torch.device) -> PooledBatch:
+        """The same batch on a device."""
+        return PooledBatch(self.states.to(device))
+
+
+StudentBatch = TextBatch | PooledBatch
+
 
 class Student(nn.Module):
     """A text body and its heads, with the tokenizer and the spec they belong to."""
@@ -60,32 +83,60 @@ class Student(nn.Module):
         self.text = text
         self.tokenizer = tokenizer
         self.spec = spec
-        hidden: int = text.config.hidden_size  # type: ignore[union-attr, assignment]
-        self.heads = nn.ModuleDict({n: nn.Linear(hidden, w) for n, w in head_widths.items()})
+        self.heads = nn.ModuleDict({n: nn.Linear(self.hidden, w) for n, w in head_widths.items()})
         for module in self.text.modules():
             # Targets are exact vectors: noise in the body only blurs what is to be matched.
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+            elif isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0  # type: ignore[assignment]  # kept as a number
+
+    @property
+    def hidden(self) -> int:
+        """The width of the pooled state."""
+        return self.text.config.hidden_size  # type: ignore[union-attr, return-value]
 
     @property
     def head_widths(self) -> dict[str, int]:
         """The width of each head, FC1 first."""
         return {name: head.out_features for name, head in self.heads.items()}  # type: ignore[misc]
 
-    def pooled(self, batch: TextBatch) -> Tensor:
+    def pooled(self, batch: StudentBatch) -> Tensor:
         """The masked mean of the body's last states [B, H], in fp32, in the order of the texts."""
+        if isinstance(batch, PooledBatch):
+            return batch.states.float()
         means = [self._mean(ids, mask) for ids, mask in batch.chunks]
         return torch.cat(means)[batch.order]
 
-    def forward(self, batch: TextBatch, heads: Sequence[str]) -> dict[str, Tensor]:
-        """The named heads' raw vectors [B, D], in fp32.
+    def forward(
+        self, batch: StudentBatch, heads: Sequence[str], keep_BH: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The raw vectors [B, D] of heads, or of their first columns (`fc1[:512]`), in fp32.
+
+        `keep_BH` are factors of the pooled state: what a dropout leaves of it.
+        """
+        pooled_BH = self.pooled(batch)
+        return self.project(pooled_BH if keep_BH is None else pooled_BH * keep_BH, heads)
+
+    def project(self, pooled_BH: Tensor, heads: Sequence[str]) -> dict[str, Tensor]:
+        """The vectors of heads, as `forward` gives them, from the pooled state.
 
         Heads stay out of autocast: bf16 has a step of 0.4 % where similarities lie, against a
         margin of 0.015.
+
+        Raises:
+            StageError: a head that is not there, or not as wide as asked.
         """
-        pooled_BH = self.pooled(batch)
+        entries = {entry: (head_of(entry)[0], width_of(entry, self.head_widths)) for entry in heads}
         with torch.autocast(pooled_BH.device.type, enabled=False):
-            return {name: self.heads[name](pooled_BH) for name in heads}
+            full = {
+                head: self.heads[head](pooled_BH)
+                for head in dict.fromkeys(head for head, _ in entries.values())
+            }
+        return {
+            entry: full[head] if width == full[head].shape[1] else full[head][:, :width]
+            for entry, (head, width) in entries.items()
+        }
 
     def _mean(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         output: Any = self.text(input_ids=ids_BL, attention_mask=mask_BL)
@@ -132,6 +183,25 @@ class Student(nn.Module):
             parameter.requires_grad_(name in trained)
         return trained
 
+    def layers_with_graph(self, trained: Mapping[str, nn.Parameter]) -> list[nn.Module]:
+        """The body's layers that keep activations: all above what trains, itself included."""
+        layers = list(body_layers(self.text))
+        chosen = {id(parameter) for parameter in trained.values()}
+        inside = [[id(p) in chosen for p in layer.parameters()] for layer in layers]
+        if len([name for name in trained if name.startswith("text.")]) > sum(map(sum, inside)):
+            return layers  # embeddings train too: the graph spans the whole stack
+        first = next((i for i, trains in enumerate(inside) if any(trains)), len(layers))
+        return layers[first:]
+
+    def compute_layers_again(self, trained: Mapping[str, nn.Parameter]) -> None:
+        """Gradient checkpointing: keep the inputs of layers with a graph, not what lies inside.
+
+        transformers' own switch makes the embeddings' output require a gradient, and so keeps a
+        graph through frozen layers; this one leaves what is frozen alone, in any body.
+        """
+        for layer in self.layers_with_graph(trained):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
     def _group(self, name: str) -> nn.Module:
         if name == "text":
             return self.text
@@ -167,19 +237,23 @@ class Student(nn.Module):
         (folder / SPEC_FILE).write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def create(spec: StudentSpec, folder: Path, target_width: int, seed: int) -> Student:
+def create(
+    spec: StudentSpec, folder: Path, target_width: int, seed: int, *, body: bool = True
+) -> Student:
     """A new student from the model in `folder`: its body with the layers to keep, new heads.
+
+    Without the body: the same heads, which `PooledBatch`es can be given to.
 
     Raises:
         StudentError: the folder holds no text encoder, or lacks a layer that is to be kept.
     """
     folder = transformer_folder(folder)
-    body = load_body(folder)
-    if spec.layers is not None:
-        keep_layers(body, spec.layers)
+    text = load_body(folder) if body else Unloaded(configuration(folder))
+    if body and spec.layers is not None:
+        keep_layers(text, spec.layers)
     torch.manual_seed(seed)
     widths = {FULL_HEAD: target_width, **spec.reduced_heads}
-    return Student(body, widths, TextTokenizer(folder, spec.max_tokens), spec)
+    return Student(text, widths, TextTokenizer(folder, spec.max_tokens), spec)
 
 
 def load(folder: Path) -> Student:

@@ -1,4 +1,4 @@
-"""What a stage would train, counted on a model without weights: the dry run."""
+"""What a stage would train, counted and checked on a model without weights: the dry run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from student.body import body_layers, configuration, keep_layers
+from student.body import configuration, keep_layers
 from student.model import Student
-from student.run import StageRun, start_of
-from student.stages import FULL_HEAD
+from student.run import StageRun, read_record, start_of
+from student.stages import FULL_HEAD, StageError, head_of
+from student.teacher_head import own_heads
 from student.tokens import TextTokenizer
 from teacher_cache.models import transformer_folder
 from teacher_cache.reader import CacheReader
@@ -28,17 +29,21 @@ def plan(run: StageRun, reader: CacheReader, init: Path) -> dict[str, Any]:
     AdamW's two moments); activations as `FLOATS_PER_LAYER` says, from the first layer that trains.
 
     Raises:
-        StageError: a parameter group that matches nothing.
+        StageError: as `check_model`.
         StudentError: the start of the stage is not there, or the model has no such layers.
     """
     start = start_of(run)
     student = _skeleton(run, reader, init)
+    _check(run, reader, init, student)
     trained = student.parameters_of(run.spec.trains)
     total = sum(parameter.numel() for parameter in student.parameters())
     training = sum(parameter.numel() for parameter in trained.values())
-    hidden: int = student.text.config.hidden_size  # type: ignore[union-attr, assignment]
-    tokens = run.spec.batch_size * run.student.max_tokens
-    activations = 4 * tokens * hidden * FLOATS_PER_LAYER * _layers_with_graph(student, trained)
+    tokens = (run.spec.micro_batch or run.spec.batch_size) * run.student.max_tokens
+    layers = len(student.layers_with_graph(trained))
+    floats = layers * FLOATS_PER_LAYER
+    if run.spec.gradient_checkpointing and layers:
+        floats = layers + FLOATS_PER_LAYER  # each layer's input, and one layer computed again
+    activations = 4 * tokens * student.hidden * floats
     return {
         "stage": run.spec.model_dump(mode="json"),
         "start": str(start or f"{run.student.init} (untrained)"),
@@ -52,6 +57,53 @@ def plan(run: StageRun, reader: CacheReader, init: Path) -> dict[str, Any]:
     }
 
 
+def check_model(run: StageRun, reader: CacheReader, init: Path) -> None:
+    """Refuse, before its weights are loaded, a stage that does not fit the student's model.
+
+    Raises:
+        StageError: a parameter group that matches nothing, parameters that no loss reaches, a
+            closed form that the head or the model does not allow, or an FC1 to learn from that
+            nothing has trained.
+        StudentError: the start of the stage is not there, or the model has no such layers.
+    """
+    _check(run, reader, init, _skeleton(run, reader, init))
+
+
+def _check(run: StageRun, reader: CacheReader, init: Path, student: Student) -> None:
+    spec = run.spec
+    heads = [head_of(entry)[0] for entry in spec.heads]
+    reached = student.parameters_of(("text", *heads))
+    useless = sorted(set(student.parameters_of(spec.trains)) - set(reached))
+    if useless:
+        raise StageError(
+            f"the stage trains {useless[0]} (and {len(useless) - 1} more), which none of its "
+            f"losses reaches; heads with losses: {', '.join(spec.heads)}"
+        )
+    learned = {*heads, *spec.closed_form, *_heads_trained_before(run)}
+    for head, weights in spec.heads.items():
+        if FULL_HEAD in weights.target and FULL_HEAD not in learned:
+            raise StageError(f"{head} is to learn from FC1, which no stage has trained yet")
+    for head, way in spec.closed_form.items():
+        if way == "principal" and student.head_widths[head] > student.hidden:
+            raise StageError(
+                f"{head} is {student.head_widths[head]} wide, the student's pooled state "
+                f"{student.hidden}: a closed form has at most as many directions"
+            )
+        if way == "copy":
+            if run.student.layers is not None:
+                raise StageError(
+                    "a teacher's head can be copied where the student's body is that teacher's, "
+                    f"but the student keeps layers {list(run.student.layers)} of it; begin with "
+                    'closed_form = { fc1 = "ridge" }'
+                )
+            own_heads(init, reader.blocks(run.teachers))
+
+
+def _heads_trained_before(run: StageRun) -> list[str]:
+    start = start_of(run)
+    return [] if start is None else list(read_record(start.parent)["trained_heads"])
+
+
 def _skeleton(run: StageRun, reader: CacheReader, init: Path) -> Student:
     from transformers import AutoModel
 
@@ -62,13 +114,3 @@ def _skeleton(run: StageRun, reader: CacheReader, init: Path) -> Student:
             keep_layers(body, run.student.layers)
         widths = {FULL_HEAD: reader.width(run.teachers), **run.student.reduced_heads}
         return Student(body, widths, TextTokenizer(folder, run.student.max_tokens), run.student)
-
-
-def _layers_with_graph(student: Student, trained: dict[str, nn.Parameter]) -> int:
-    layers = body_layers(student.text)
-    chosen = {id(parameter) for parameter in trained.values()}
-    inside = [any(id(p) in chosen for p in layer.parameters()) for layer in layers]
-    in_stack = sum(1 for layer in layers for _ in layer.parameters())
-    if len([n for n in trained if n.startswith("text.")]) > in_stack:
-        return len(layers)  # embeddings train too: the graph spans the whole stack
-    return len(layers) - inside.index(True) if True in inside else 0

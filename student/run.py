@@ -16,12 +16,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from student.durable import replace_text
 from student.spec import StudentError, StudentSpec
-from student.stages import StageSpec
+from student.stages import MEMORY_FIELDS, StageSpec
 from teacher_cache.reader import CacheReader
 
 RUN_FILE = "run.json"
-METRICS_FILE = "metrics.jsonl"
 FRESH = "fresh"
 """As `init_from`: begin with the untrained student, whatever the stage."""
 
@@ -60,7 +60,7 @@ class StageRun:
             "cache": self.identity,
             "teachers": list(self.teachers),
             "student": self.student.model_dump(mode="json"),
-            "stage": self.spec.model_dump(mode="json"),
+            "stage": self.spec.outcome(),
             "seed": self.seed,
             "init_from": self.init_from,
         }
@@ -155,7 +155,8 @@ def write_record(
     record = {
         **run.facts(),
         "number": run.stage,
-        "trained_heads": [*before, *(head for head in run.spec.heads if head not in before)],
+        "memory": run.spec.model_dump(include=set(MEMORY_FIELDS)),
+        "trained_heads": list(dict.fromkeys([*before, *run.spec.heads, *run.spec.closed_form])),
         "cache_path": str(reader.path.resolve()),
         "init_path": str(init.resolve()),
         "blocks": [block.to_json() for block in blocks],
@@ -163,7 +164,7 @@ def write_record(
         "versions": versions(),
     }
     run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / RUN_FILE).write_text(json.dumps(record, indent=1) + "\n")
+    replace_text(run.folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -9,59 +9,158 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 LOSSES = ("cosine", "similarity", "relative")
 FULL_HEAD = "fc1"
+LEAST_TEXTS = 3
+"""Texts that a loss must see together: the relative loss compares two pairs, which three have."""
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Target = Literal["teachers", "fc1"]
+Start = Literal["ridge", "copy", "principal"]
+
+_ENTRY = re.compile(r"(\w+)(?:\[:(\d+)\])?")
 
 
 class StageError(Exception):
     """A stage that cannot be run as asked: one line that says why, and what would do."""
 
 
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _usual_starts(value: Any) -> Any:
+    """Names alone mean each head's usual start: ridge for FC1, principal for a reduced head."""
+    if not isinstance(value, list | tuple):
+        return value
+    return {name: "ridge" if name == FULL_HEAD else "principal" for name in value}
+
+
 class LossWeights(BaseModel):
-    """λ₁, λ₂, λ₃ and the margin of Eq. 4 for one head; a loss of weight 0 is not computed."""
+    """What one head learns: λ₁, λ₂, λ₃ and the margin of Eq. 4, from which target, at which share.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    cosine: Weight = 0.0
-    similarity: Weight = 0.0
-    relative: Weight = 0.0
-    margin: Weight = 0.015
-
-
-class StageSpec(BaseModel):
-    """One stage.
-
-    `trains` names parameter groups: `text` (the whole body), `layers[-3:]` (body layers, as a
-    Python index or slice), `heads` (all of them) or one head. `heads` gives the losses of each
-    head that has any. `batch_size` is global, over all processes.
+    A loss of weight 0 is not computed; a head with no other has no part in the stage.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    cosine: Weight = Field(0.0, description="λ₁; only where the head is as wide as its target")
+    similarity: Weight = Field(0.0, description="λ₂")
+    relative: Weight = Field(0.0, description="λ₃")
+    margin: Weight = Field(0.015, description="of the relative loss, in units of cosine")
+    ties: Literal["exclude", "include"] = Field(
+        "exclude",
+        description="pairs that the teachers find equally similar: `exclude`d as in Eq. 3, or "
+        "`include`d as in the authors' code (label -1)",
+    )
+    target: Annotated[tuple[Target, ...], BeforeValidator(_one_or_more), Field(min_length=1)] = (
+        Field(
+            ("teachers",),
+            description='whose vectors: `"teachers"`, `"fc1"` (FC1\'s own, without gradient: the '
+            "self-distillation that the paper proposes for reduced heads), or a list of both, "
+            "whose losses are added",
+        )
+    )
+    share: Positive = Field(1.0, description="the head's share in the total of all heads")
+
+    @property
+    def learns(self) -> bool:
+        """Whether any loss has a weight."""
+        return any(getattr(self, loss) for loss in LOSSES)
+
+
+class StageSpec(BaseModel):
+    """One stage: what trains, by which losses, for how long, and what a step may hold in memory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     purpose: str = Field(description="what the stage is for, in a few words")
-    trains: tuple[str, ...] = Field(min_length=1, description="parameter groups that change")
-    heads: dict[str, LossWeights] = Field(min_length=1, description="the losses of each head")
-    learning_rate: Annotated[float, Field(gt=0)]
-    steps: Annotated[int, Field(gt=0)]
-    batch_size: Annotated[int, Field(ge=3, description="texts in a step, over all processes")]
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    trains: tuple[str, ...] = Field(
+        min_length=1,
+        description="parameter groups that change: `text` (the whole body), `layers[-3:]` (body "
+        "layers, as a Python index or slice), `heads` (all of them) or one head by its name",
+    )
+    heads: dict[str, LossWeights] = Field(
+        min_length=1,
+        description="what each head learns; `fc1[:512]` is the first 512 columns of FC1, to be "
+        "used alone, an alternative to a reduced head",
+    )
+    learning_rate: Positive = Field(description="the largest, after warm-up")
+    steps: Annotated[int, Field(gt=0)] = Field(description="updates of the parameters")
+    batch_size: Annotated[int, Field(ge=LEAST_TEXTS)] = Field(
+        description="the global batch: texts in a step, over all processes"
+    )
+    order: Literal["shuffle", "window", "corpus"] = Field(
+        "shuffle",
+        description="all rows shuffled; `window`: rows within windows of shards, for a cache "
+        "larger than memory; `corpus`: as they lie in the cache, related texts adjacent",
+    )
+    window_shards: Annotated[int, Field(gt=0)] = Field(16, description="shards in a window")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="of the learning rate after warm-up: down to 0, or `constant`"
+    )
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of the steps")
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest gradient norm")
-    closed_form: tuple[str, ...] = Field(
-        (), description="heads that begin as their closed form instead of as they are"
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of AdamW")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
+    clip: Annotated[float, Field(gt=0)] | None = Field(
+        1.0, description="largest gradient norm; `inf` leaves gradients as they are"
+    )
+    probe_every: Annotated[int, Field(ge=0)] = Field(
+        500, description="steps between two looks at held-out rows; 0 for none"
+    )
+    probe_rows: Annotated[int, Field(ge=3)] = Field(512, description="held-out rows looked at")
+    keep: Literal["last", "best"] = Field(
+        "last", description="which step's parameters become the stage's model"
+    )
+    teacher_weights: dict[str, Positive] = Field(
+        default_factory=dict,
+        description="by teacher: factor of its unit block before the target is normalised again, "
+        "1 where not given; two texts are then as similar as the mean of the teachers' cosines, "
+        "weighted by the squares",
+    )
+    vector_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the pooled state's columns that each text loses in a step"
+    )
+    gather: bool = Field(
+        True,
+        description="losses see the global batch; with `false` each process's losses see its own "
+        "texts and gradients are averaged, as in the authors' code",
+    )
+    micro_batch: Annotated[int, Field(gt=0)] | None = Field(
+        None,
+        description="texts of a process whose activations are in memory at a time, for a batch "
+        "larger than memory: a body that trains then runs twice; losses see the whole batch",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="keep only the inputs of the body's layers and compute the rest again: the "
+        "same gradients, less memory, more time",
+    )
+    closed_form: Annotated[dict[str, Start], BeforeValidator(_usual_starts)] = Field(
+        default_factory=dict,
+        description="heads that begin solved instead of as they are: `ridge` (FC1 by ridge "
+        "regression), `copy` (the teacher's own head, where the student's body is that "
+        "teacher's; the other blocks by ridge), `principal` (a reduced head as FC1's principal "
+        "part); a list of heads means `ridge` and `principal`",
     )
     closed_form_rows: Annotated[int, Field(gt=0)] = Field(
         16_384, description="rows that the closed form is computed from"
     )
+
+    def outcome(self) -> dict[str, Any]:
+        """What decides the outcome, as plain data: all but the fields that only save memory."""
+        return self.model_dump(mode="json", exclude=set(MEMORY_FIELDS))
+
+
+MEMORY_FIELDS = ("micro_batch", "gradient_checkpointing")
+"""Fields that change no result but by rounding: a stage may be resumed under other ones."""
 
 
 PAPER_WEIGHTS = LossWeights(cosine=10, similarity=200, relative=20)
@@ -101,7 +200,9 @@ STAGES: Mapping[int, StageSpec] = {
 
 
 def stage(number: int, changes: Mapping[str, Any] | None = None) -> StageSpec:
-    """A row of the table, with a recipe's changes over it. Heads are merged one by one.
+    """A row of the table, with a recipe's changes over it.
+
+    Heads are merged one by one and weight by weight; one whose losses all have weight 0 goes.
 
     Raises:
         StageError: no such stage, an unknown field (with the nearest known one), a bad value.
@@ -114,48 +215,45 @@ def stage(number: int, changes: Mapping[str, Any] | None = None) -> StageSpec:
             near = difflib.get_close_matches(name, values, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise StageError(f"stage {number} has no field {name!r}{hint}")
-        values[name] = value
+        if name == "heads" and isinstance(value, Mapping):
+            values[name] = _merged(values[name], value)
+        else:
+            values[name] = value
     try:
-        return StageSpec.model_validate(values)
+        spec = StageSpec.model_validate(values)
     except ValidationError as error:
         raise StageError(f"stage {number}: {first_problem(error)}") from None
+    return _with_heads(spec, spec.heads)
 
 
-TABLE_COLUMNS = ("stage", "trains", "losses", "learning rate", "steps", "batch")
+def _merged(heads: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Each head's changes over what it had; what is no table is left to validation."""
+    merged = dict(heads)
+    for head, change in changes.items():
+        merged[head] = {**merged.get(head, {}), **change} if isinstance(change, Mapping) else change
+    return merged
 
 
-def table() -> list[tuple[str, ...]]:
-    """The stages as rows of text under `TABLE_COLUMNS`, for people."""
-    return [
-        (
-            str(number),
-            " + ".join(spec.trains),
-            "; ".join(f"{head}: {_in_words(weights)}" for head, weights in spec.heads.items()),
-            f"{spec.learning_rate:g}",
-            f"{spec.steps:,}",
-            str(spec.batch_size),
-        )
-        for number, spec in STAGES.items()
-    ]
-
-
-def _in_words(weights: LossWeights) -> str:
-    on = [(loss, getattr(weights, loss)) for loss in LOSSES if getattr(weights, loss)]
-    return " + ".join(f"{weight:g} {loss}" for loss, weight in on)
+def _with_heads(spec: StageSpec, heads: Mapping[str, LossWeights]) -> StageSpec:
+    learning = {head: weights for head, weights in heads.items() if weights.learns}
+    if not learning:
+        raise StageError("every loss of the stage has weight 0: nothing would be trained")
+    return spec.model_copy(update={"heads": learning})
 
 
 def with_weights(spec: StageSpec, weights: Mapping[str, float]) -> StageSpec:
     """The same stage with these weights (or the margin) on every head that had them.
 
-    A weight that is 0 for a head by design (the cosine of a reduced head) stays 0.
+    A weight that is 0 for a head by design (the cosine of a reduced head) stays 0. A head whose
+    losses then all have weight 0 has no part in the stage.
 
     Raises:
-        StageError: an unknown loss, or a weight that is no number ≥ 0.
+        StageError: an unknown loss, a weight that is no number ≥ 0, or no loss that is left.
     """
+    known = (*LOSSES, "margin")
     for name in weights:
-        if name not in LossWeights.model_fields:
-            known = ", ".join(LossWeights.model_fields)
-            raise StageError(f"there is no loss {name!r}; weights are {known}")
+        if name not in known:
+            raise StageError(f"there is no loss {name!r}; weights are {', '.join(known)}")
     heads = {}
     for head, old in spec.heads.items():
         new = {name: value for name, value in weights.items() if getattr(old, name) != 0}
@@ -163,36 +261,109 @@ def with_weights(spec: StageSpec, weights: Mapping[str, float]) -> StageSpec:
             heads[head] = LossWeights.model_validate({**old.model_dump(), **new})
         except ValidationError as error:
             raise StageError(f"weights of {head}: {first_problem(error)}") from None
-    return spec.model_copy(update={"heads": heads})
+    return _with_heads(spec, heads)
 
 
-def check(spec: StageSpec, head_widths: Mapping[str, int], target_width: int, rows: int) -> None:
-    """Refuse, before a model is loaded, a stage that asks the impossible.
+def head_of(entry: str) -> tuple[str, int | None]:
+    """The head that an entry of `heads` names and how many of its first columns: None for all.
 
-    `head_widths` are the student's heads, `rows` the number of rows there are to train on.
+    `fc2` → ("fc2", None), `fc1[:512]` → ("fc1", 512).
 
     Raises:
-        StageError: a head that is not there, no loss at all, a cosine loss on a head that is not
-            as wide as its target, or fewer rows than one batch.
+        StageError: it is spelled otherwise.
+    """
+    match = _ENTRY.fullmatch(entry)
+    if match is None or match[2] == "0":
+        raise StageError(f"{entry!r} is no head: expected a name like fc2, or fc1[:512]")
+    return match[1], None if match[2] is None else int(match[2])
+
+
+def width_of(entry: str, head_widths: Mapping[str, int]) -> int:
+    """How wide the vectors of a head, or of its first columns, are.
+
+    Raises:
+        StageError: there is no such head, or it has no more columns than are to be cut from it.
+    """
+    head, columns = head_of(entry)
+    if head not in head_widths:
+        raise StageError(f"the student has no head {head!r}; it has {', '.join(head_widths)}")
+    if columns is not None and columns >= head_widths[head]:
+        raise StageError(f"{entry} is no part of {head}, which is {head_widths[head]} wide")
+    return columns or head_widths[head]
+
+
+def check(
+    spec: StageSpec,
+    head_widths: Mapping[str, int],
+    target_width: int,
+    rows: int,
+    teachers: Sequence[str],
+) -> None:
+    """Refuse, before a model is loaded, a stage that asks the impossible.
+
+    `head_widths` are the student's heads, `rows` the number of rows there are to train on,
+    `teachers` all that the cache holds. What needs the model's configuration is refused by
+    `student.plan.check_model`, what needs the number of processes by `check_processes`.
+
+    Raises:
+        StageError: a head that is not there or not as wide as asked, a cosine loss on a head that
+            is not as wide as its target, a head that is to learn from itself, a closed form that
+            the head does not have, weights of a teacher that is not there, fewer rows than one
+            batch, or a micro batch that does not divide it.
     """
     for head, weights in spec.heads.items():
-        if head not in head_widths:
-            raise StageError(f"the student has no head {head!r}; it has {', '.join(head_widths)}")
-        if weights.cosine and head_widths[head] != target_width:
+        width = width_of(head, head_widths)
+        if weights.cosine and width != target_width:
             raise StageError(
-                f"{head} is {head_widths[head]} wide and its target {target_width}: the cosine "
+                f"{head} is {width} wide and its target {target_width}: the cosine "
                 "loss compares vectors of one width; give it weight 0 (similarity and relative "
                 "losses compare any widths)"
             )
-    for head in spec.closed_form:
+        if head == FULL_HEAD and FULL_HEAD in weights.target:
+            raise StageError('fc1 cannot learn from itself; its target is "teachers"')
+    for head, way in spec.closed_form.items():
         if head not in head_widths:
             raise StageError(
                 f"closed_form names {head!r}; the student has {', '.join(head_widths)}"
             )
-    if not any(getattr(w, loss) for w in spec.heads.values() for loss in LOSSES):
-        raise StageError("every loss of the stage has weight 0: nothing would be trained")
+        if (way == "principal") == (head == FULL_HEAD):
+            ways = "ridge or copy" if head == FULL_HEAD else "principal"
+            raise StageError(f"closed_form: {head} can begin as {ways}, not as {way}")
+    for teacher in spec.teacher_weights:
+        if teacher not in teachers:
+            raise StageError(
+                f"teacher_weights names {teacher!r}; the cache holds {', '.join(teachers)}"
+            )
     if rows < spec.batch_size:
         raise StageError(f"a batch of {spec.batch_size} texts, but only {rows} rows to train on")
+    if spec.micro_batch and spec.batch_size % spec.micro_batch:
+        raise StageError(
+            f"micro_batch is {spec.micro_batch}, which does not divide a batch of {spec.batch_size}"
+        )
+
+
+def check_processes(spec: StageSpec, processes: int) -> None:
+    """Refuse a stage that so many processes cannot share.
+
+    Raises:
+        StageError: the global batch does not divide among them, a process's share not into micro
+            batches, or, without `gather`, a share has too few texts for its losses.
+    """
+    share, rest = divmod(spec.batch_size, processes)
+    if rest:
+        raise StageError(
+            f"a global batch of {spec.batch_size} does not divide among {processes} processes"
+        )
+    if spec.micro_batch and share % spec.micro_batch:
+        raise StageError(
+            f"micro_batch is {spec.micro_batch}, which does not divide the {share} texts of each "
+            f"of {processes} processes"
+        )
+    if not spec.gather and share < LEAST_TEXTS:
+        raise StageError(
+            f"without gather each of {processes} processes has losses over its own {share} texts; "
+            f"they need {LEAST_TEXTS}: give a larger batch"
+        )
 
 
 def learning_rate_at(spec: StageSpec, step: int) -> float:

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any
 
+import numpy as np
 import torch
-from accelerate import Accelerator
-from torch import Tensor
+from accelerate.utils import broadcast_object_list
 
 from student import checkpoint
-from student.batches import Batch, Order, batches
+from student.batches import Inputs, batches, states_of, texts_of
 from student.closed_form import start_heads
-from student.gather import gather
-from student.losses import TeacherBatch, combined_loss
+from student.durable import replace_folder
+from student.engine import Engine, Precision
+from student.memory import peak_memory
+from student.metrics import Log, last_line
 from student.model import Student, create, load
-from student.run import METRICS_FILE, StageRun, finished, start_of, write_record
+from student.order import Order
+from student.plan import check_model
+from student.pooled import Pooled, sample_differs, why_not
+from student.probe import SCORE, Probe
+from student.run import StageRun, finished, start_of, write_record
 from student.spec import StudentError
-from student.stages import FULL_HEAD, StageError, StageSpec, learning_rate_at
+from student.stages import StageSpec, check_processes
+from student.step import Metrics, Step
 from teacher_cache.reader import CacheReader
 
-Precision = Literal["auto", "fp32", "bf16"]
-Metrics = dict[str, float]
 OnStep = Callable[[int, Metrics], None]
 """Told how many steps are done and the last one's figures (loss, learning rate, …): once before the
 first step, with none, and after each."""
@@ -47,11 +51,13 @@ class Settings:
     """How a stage runs, as opposed to what it computes.
 
     `precision` auto is bf16 where the GPU has it, else fp32; losses and heads are fp32 always.
+    `pooled`: whether heads train on the cache's pooled states where they are the frozen body's.
     """
 
     precision: Precision = "auto"
     save_every: int = 500
     cpu: bool = False
+    pooled: Pooled = "auto"
 
 
 def train(
@@ -62,56 +68,113 @@ def train(
     settings: Settings = Settings(),
     on_step: OnStep = lambda _step, _metrics: None,
     phase: Phase = _silent,
+    say: Callable[[str], None] = lambda _: None,
 ) -> bool:
     """Train one stage, or finish one that was interrupted; False if it was done before.
 
     `init` is the folder of the untrained student's body. The global batch is divided among the
-    processes of the launcher; its losses see all of it.
+    processes of the launcher; its losses see all of it. `say` is told, in a line, what runs.
 
     Raises:
         StudentError: the run's folder, its start or its checkpoint belongs to something else.
         StageError: the stage does not fit the student or the processes, or its loss is no number.
     """
     if finished(run):
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # of a run that was killed at its end
         return False
-    accelerator = Accelerator(mixed_precision=_mixed_precision(settings), cpu=settings.cpu)
-    if run.spec.batch_size % accelerator.num_processes:
-        raise StageError(
-            f"a global batch of {run.spec.batch_size} does not divide among "
-            f"{accelerator.num_processes} processes"
-        )
+    engine = Engine.start(settings.precision, cpu=settings.cpu)
+    check_processes(run.spec, engine.accelerator.num_processes)
+    engine.check(run.spec)
+    check_model(run, reader, init)
+    say(_in_words(engine, run.spec))
     start = start_of(run)
-    student = _student(run, reader, init, start)
+    kept_states = _kept_states(run, reader, init, engine, settings.pooled, say)
+    student = _student(run, reader, init, start, body=not kept_states)
     trained = student.train_only(run.spec.trains)
-    _check_heads_train(run.spec, student, trained)
-    optimizer = torch.optim.AdamW(
-        trained.values(),
-        lr=run.spec.learning_rate,
-        betas=run.spec.betas,
-        weight_decay=run.spec.weight_decay,
+    if run.spec.gradient_checkpointing and not kept_states:
+        student.compute_layers_again(trained)
+    facts = {**run.facts(), "inputs": "pooled states" if kept_states else "texts"}
+    found = checkpoint.newest(run.checkpoints, facts)
+    if found is None:
+        _solve_heads(run, reader, student, init, phase, kept_states=kept_states)
+    else:
+        found.overlay(student)
+    changed = [*trained, *student.parameters_of(tuple(run.spec.closed_form))]
+    engine.prepare(student, trained, run.spec)
+    if found is not None:
+        engine.load_optimizer(found.optimizer())
+    inputs = states_of(reader) if kept_states else texts_of(reader, student, run.spec.micro_batch)
+    loop = _Loop(
+        run, engine, student, inputs, facts, tuple(dict.fromkeys(changed)), settings, on_step, found
     )
-    student.to(accelerator.device)
-    done = checkpoint.restore(run.checkpoints, trained, optimizer, run.facts())
-    if done == 0:
-        _solve_heads(run, reader, student, phase)
-    model, optimizer = accelerator.prepare(student, optimizer)
-    loop = _Loop(run, accelerator, student, model, optimizer, trained, settings.save_every, on_step)
-    figures = loop.run(reader, done)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_record(run, reader, init, figures)
-        aside = run.folder / ".model.tmp"
-        shutil.rmtree(aside, ignore_errors=True)
-        student.save(aside)
-        checkpoint.replace_folder(aside, run.model)
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-    accelerator.wait_for_everyone()
+    began = time.perf_counter()
+    metrics = loop.steps(reader)
+    figures = {**engine.describes, "inputs": facts["inputs"], **metrics, "steps": run.spec.steps}
+    figures["seconds"] = time.perf_counter() - began
+    if loop.best is not None:
+        figures["best"] = asdict(loop.best)
+    if engine.accelerator.is_main_process and loop.last is not None:
+        chosen = checkpoint.best_of(loop.last) if run.spec.keep == "best" else loop.last
+        write_record(run, reader, init, {**figures, "kept": chosen.step})
+        _write_model(run, _student(run, reader, init, start), chosen)
+    engine.accelerator.wait_for_everyone()
     return True
 
 
-def _student(run: StageRun, reader: CacheReader, init: Path, start: Path | None) -> Student:
+def _in_words(engine: Engine, spec: StageSpec) -> str:
+    facts = engine.describes
+    share = spec.batch_size // facts["processes"]
+    return (
+        f"engine: {facts['engine']}, {facts['processes']} × {facts['device']}, "
+        f"{facts['precision']}; {spec.batch_size} texts a step, {share} each"
+    )
+
+
+def _write_model(run: StageRun, student: Student, chosen: checkpoint.Checkpoint) -> None:
+    """Where the stage started from, with what the checkpoint changed: the same for every engine."""
+    chosen.overlay(student)
+    aside = run.folder / ".model.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    student.save(aside)
+    replace_folder(aside, run.model)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def _kept_states(
+    run: StageRun,
+    reader: CacheReader,
+    init: Path,
+    engine: Engine,
+    pooled: Pooled,
+    say: Callable[[str], None],
+) -> bool:
+    """Whether the stage trains on the states that the cache keeps: the first process decides."""
+    if pooled == "off":
+        return False
+    found: list[str | None] = [None]
+    if engine.accelerator.is_main_process:
+        found[0] = why_not(run, reader, init) or sample_differs(
+            run, reader, init, engine.accelerator.device
+        )
+    reason = broadcast_object_list(found)[0]
+    if reason is None:
+        say("texts: not read; the heads train on the pooled states that the cache keeps")
+        return True
+    if pooled == "require":
+        raise StudentError(f"--pooled require: {reason}; with --pooled auto the encoder runs")
+    if reader.manifest.pooled is not None:
+        say(f"texts: encoded at every step, since {reason}")
+    return False
+
+
+def _student(
+    run: StageRun, reader: CacheReader, init: Path, start: Path | None, *, body: bool = True
+) -> Student:
     width = reader.width(run.teachers)
-    student = create(run.student, init, width, run.seed) if start is None else load(start)
+    if start is None:
+        student = create(run.student, init, width, run.seed, body=body)
+    else:
+        student = load(start)
     if student.spec != run.student:
         raise StudentError(
             f"the student in {start} is not the recipe's: it was made from {student.spec}; "
@@ -120,174 +183,116 @@ def _student(run: StageRun, reader: CacheReader, init: Path, start: Path | None)
     return student
 
 
-def _solve_heads(run: StageRun, reader: CacheReader, student: Student, phase: Phase) -> None:
+def _solve_heads(
+    run: StageRun,
+    reader: CacheReader,
+    student: Student,
+    init: Path,
+    phase: Phase,
+    *,
+    kept_states: bool,
+) -> None:
     """Every process solves for itself, from the same rows; the engine then agrees on one."""
     spec = run.spec
     if not spec.closed_form:
         return
-    hidden: int = student.text.config.hidden_size  # type: ignore[union-attr, assignment]
-    for head in spec.closed_form:
-        if head != FULL_HEAD and student.head_widths[head] > hidden:
-            raise StageError(
-                f"{head} is {student.head_widths[head]} wide, the student's pooled state {hidden}: "
-                "a closed form has at most as many directions"
-            )
     rows = min(spec.closed_form_rows, len(reader.train_rows))
     with phase(f"solving {', '.join(spec.closed_form)}", rows) as advance:
         start_heads(
             student, reader, run.teachers, spec.closed_form,
-            rows=rows, seed=run.seed, advance=advance,
+            rows=rows, seed=run.seed, init=init, teacher_weights=spec.teacher_weights,
+            kept_states=kept_states, advance=advance,
         )  # fmt: skip
-
-
-def _check_heads_train(spec: StageSpec, student: Student, trained: Mapping[str, Any]) -> None:
-    reached = student.parameters_of(("text", *spec.heads))
-    useless = sorted(set(trained) - set(reached))
-    if useless:
-        raise StageError(
-            f"the stage trains {useless[0]} (and {len(useless) - 1} more), which none of its "
-            f"losses reaches; heads with losses: {', '.join(spec.heads)}"
-        )
-
-
-def _mixed_precision(settings: Settings) -> str:
-    if settings.precision == "auto":
-        able = torch.cuda.is_available() and not settings.cpu and torch.cuda.is_bf16_supported()
-        return "bf16" if able else "no"
-    return {"fp32": "no", "bf16": "bf16"}[settings.precision]
 
 
 @dataclass
 class _Loop:
-    """The state of a stage while it runs."""
+    """The steps of a stage. `changed` names what a checkpoint must hold; `last` is the newest one,
+    which only the first process keeps up to date."""
 
-    stage_run: StageRun
-    accelerator: Accelerator
+    run: StageRun
+    engine: Engine
     student: Student
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    trained: Mapping[str, torch.nn.Parameter]
-    save_every: int
+    inputs: Inputs
+    facts: Mapping[str, Any]
+    changed: Sequence[str]
+    settings: Settings
     on_step: OnStep
+    last: checkpoint.Checkpoint | None
+    best: checkpoint.Best | None = field(init=False)
 
-    def run(self, reader: CacheReader, done: int) -> Metrics:
-        """Run the steps that are left; give the figures of the whole."""
-        run, accelerator = self.stage_run, self.accelerator
-        order = Order(len(reader.train_rows), run.spec.batch_size, run.seed)
+    def steps(self, reader: CacheReader) -> Metrics:
+        """Take the steps that are left; give the last one's metrics."""
+        run, accelerator = self.run, self.engine.accelerator
+        done = self.last.step if self.last else 0
+        self.best = self.last.best if self.last else None
+        teachers = None if run.teachers == reader.teachers else run.teachers
         source = batches(
             reader,
-            self.student,
-            order,
+            self.inputs,
+            _order(run, reader),
             range(done, run.spec.steps),
-            teachers=None if run.teachers == reader.teachers else run.teachers,
+            teachers=teachers,
             process=accelerator.process_index,
             processes=accelerator.num_processes,
         )
-        self.model.train()
+        probe = Probe(reader, self.inputs, run.spec, run.teachers)
+        take = Step(
+            run.spec, accelerator, self.engine.model, self.engine.optimizer, self.engine.trained,
+            blocks=reader.blocks(run.teachers), hidden=self.student.hidden, seed=run.seed,
+        )  # fmt: skip
+        metrics: Metrics = last_line(run.folder) if done else {}
+        self.engine.model.train()
         self.on_step(done, {})
         began = time.perf_counter()
         waited = 0.0
-        metrics: Metrics = {}
-        with _Log(run.folder, accelerator.is_main_process, done) as log:
+        with Log(run.folder, accelerator.is_main_process, done) as log:
             for step in range(done, run.spec.steps):
+                # What a step draws is a function of (seed, step) too: no generator's state to keep.
+                torch.manual_seed(_step_seed(run.seed, step, accelerator.process_index))
                 asked = time.perf_counter()
                 batch = next(source)
                 waited += time.perf_counter() - asked
-                metrics = self._step(step, batch)
+                metrics = take(step, batch)
+                if probe.due(step + 1):
+                    metrics |= probe(self.engine)
                 elapsed = time.perf_counter() - began
-                metrics["samples_per_second"] = (step + 1 - done) * order.batch_size / elapsed
+                metrics["samples_per_second"] = (step + 1 - done) * run.spec.batch_size / elapsed
                 metrics["data_wait"] = waited / elapsed
-                last = step + 1 == run.spec.steps
-                if (step + 1) % LOG_EVERY == 0 or last:
+                metrics["peak_memory"] = peak_memory(accelerator.device)
+                if (step + 1) % LOG_EVERY == 0 or step + 1 == run.spec.steps or SCORE in metrics:
                     log.write(step + 1, metrics)
                 self.on_step(step + 1, metrics)
-                if ((step + 1) % self.save_every == 0 or last) and accelerator.is_main_process:
-                    checkpoint.save(
-                        run.checkpoints, step + 1, self.trained, self.optimizer, run.facts()
-                    )
-        return {"steps": run.spec.steps, "seconds": time.perf_counter() - began, **metrics}
-
-    def _step(self, step: int, batch: Batch) -> Metrics:
-        spec, accelerator = self.stage_run.spec, self.accelerator
-        rate = learning_rate_at(spec, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        target = gather(batch.target.to(accelerator.device))
-        with accelerator.autocast():
-            outputs = self.model(batch.texts.to(accelerator.device), tuple(spec.heads))
-        loss, metrics = _loss({n: gather(v) for n, v in outputs.items()}, target, spec)
-        metrics["loss"] = loss.item()
-        if not torch.isfinite(loss):
-            rows = ", ".join(map(str, batch.rows[:8]))
-            raise StageError(
-                f"the loss of step {step + 1} is {metrics['loss']}: nothing was changed by it; "
-                f"its rows begin {rows}; lower the learning rate or look at those texts"
-            )
-        # Every process has the same loss over all rows and gradients of its own rows only; the
-        # engine averages them, which the factor undoes.
-        accelerator.backward(loss * accelerator.num_processes)
-        if spec.clip is not None:
-            norm = accelerator.clip_grad_norm_(self.trained.values(), spec.clip)
-            metrics["gradient_norm"] = float(norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        metrics["learning_rate"] = rate
+                self._keep(step + 1, metrics)
         return metrics
 
-
-def _loss(outputs: Mapping[str, Tensor], target: Tensor, spec: StageSpec) -> tuple[Tensor, Metrics]:
-    """The sum over the heads of Eq. 4, and its parts as `head.loss`."""
-    teacher = TeacherBatch(target)
-    totals: list[Tensor] = []
-    parts: Metrics = {}
-    for head, weights in spec.heads.items():
-        total, terms = combined_loss(outputs[head], teacher, **weights.model_dump())
-        totals.append(total)
-        parts |= {f"{head}.{name}": value.item() for name, value in terms.items()}
-    return torch.stack(totals).sum(), parts
-
-
-class _Log:
-    """The metrics of a stage as JSON lines and for TensorBoard; silent on other processes.
-
-    A resumed stage drops the lines after its checkpoint: each step stands there once.
-    """
-
-    def __init__(self, folder: Path, active: bool, done: int) -> None:
-        self.folder = folder
-        self.active = active
-        self.done = done
-
-    def __enter__(self) -> _Log:
-        self.lines: TextIO | None = None
-        if self.active:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / METRICS_FILE
-            kept = _lines_until(path, self.done)
-            self.lines = path.open("w", encoding="utf-8")
-            self.lines.writelines(kept)
-            self.board = SummaryWriter(
-                str(self.folder / "tensorboard"), purge_step=self.done + 1 if self.done else None
+    def _keep(self, done: int, metrics: Metrics) -> None:
+        """Write a checkpoint where one is due: at times, at the end, and of the best if asked."""
+        spec = self.run.spec
+        improved = SCORE in metrics and (self.best is None or metrics[SCORE] > self.best.score)
+        if improved:
+            self.best = checkpoint.Best(done, metrics[SCORE])
+        due = done % self.settings.save_every == 0 or done == spec.steps
+        if not due and not (improved and spec.keep == "best"):
+            return
+        weights = self.engine.weights(self.changed, self.student)
+        optimizer = self.engine.optimizer_state()
+        if self.engine.accelerator.is_main_process:
+            self.last = checkpoint.save(
+                self.run.checkpoints, done, weights, optimizer, self.facts, best=self.best
             )
-        return self
-
-    def write(self, step: int, metrics: Metrics) -> None:
-        if self.lines is not None:
-            self.lines.write(json.dumps({"step": step, **metrics}) + "\n")
-            self.lines.flush()
-            for name, value in metrics.items():
-                self.board.add_scalar(name, value, step)
-
-    def __exit__(self, *_: object) -> None:
-        if self.lines is not None:
-            self.lines.close()
-            self.board.close()
 
 
-def _lines_until(path: Path, step: int) -> list[str]:
-    if step == 0 or not path.exists():
-        return []
-    with path.open(encoding="utf-8") as lines:
-        return [line for line in lines if json.loads(line)["step"] <= step]
+def _order(run: StageRun, reader: CacheReader) -> Order:
+    return Order(
+        rows=len(reader.train_rows),
+        batch_size=run.spec.batch_size,
+        seed=run.seed,
+        mode=run.spec.order,
+        rows_per_shard=reader.manifest.rows_per_shard,
+        window_shards=run.spec.window_shards,
+    )
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0] >> 1)

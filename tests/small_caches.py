@@ -19,7 +19,12 @@ SENTENCES = [" ".join(words) for words in product(_WHO, _DOES, _WHAT, _WHEN)]
 
 
 def write_cache(
-    folder: Path, *, texts: int = 240, seed: int = 0, widths: tuple[int, int] = (12, 8)
+    folder: Path,
+    *,
+    texts: int = 240,
+    seed: int = 0,
+    widths: tuple[int, int] = (12, 8),
+    held_out: float = 0.2,
 ) -> Path:
     """Build a cache of `texts` sentences under two TF-IDF teachers, `left` and `right`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -28,7 +33,7 @@ def write_cache(
     chosen = SENTENCES[:: step or 1][:texts]
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen))
     spec = CorpusSpec.model_validate(
-        {"sources": [{"name": "made", "path": str(source)}], "held_out": 0.2, "seed": seed}
+        {"sources": [{"name": "made", "path": str(source)}], "held_out": held_out, "seed": seed}
     )
     teachers = [
         resolve(

@@ -71,7 +71,11 @@ def test_heads_are_set_from_the_rows_of_the_cache(small_encoder: Path, tmp_path:
     untouched = student.heads["fc3"].weight.clone()
     rows = reader.train_rows
     target = reader.vectors(rows).astype(float)
-    start_heads(student, reader, reader.teachers, ["fc1", "fc2"], rows=10**6, seed=0)
+    ways = {"fc1": "ridge", "fc2": "principal"}
+    start_heads(
+        student, reader, reader.teachers, ways,
+        rows=10**6, seed=0, init=small_encoder, teacher_weights={},
+    )  # fmt: skip
 
     found = encode(student, reader.texts(rows), ["fc1", "fc2"])
     x = with_one(found["pooled"].astype(float))

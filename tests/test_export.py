@@ -10,6 +10,7 @@ from student.evaluate import encode
 from student.export import export
 from student.model import Student, create
 from student.spec import StudentError, StudentSpec
+from student.stages import StageError
 
 TEXTS = ["the river in the morning", "a", "seven clocks " * 40, "Music, again!"]
 RECORD = {
@@ -30,7 +31,9 @@ def student(small_encoder: Path) -> Student:
     return create(spec, small_encoder, target_width=10, seed=0)
 
 
-@pytest.mark.parametrize(("head", "width"), [("fc1", 10), ("fc2", 6), ("pooled", 32)])
+@pytest.mark.parametrize(
+    ("head", "width"), [("fc1", 10), ("fc2", 6), ("fc1[:4]", 4), ("pooled", 32)]
+)
 def test_exported_folder_gives_the_students_own_vectors(
     student: Student, tmp_path: Path, head: str, width: int
 ) -> None:
@@ -82,11 +85,13 @@ def test_folder_that_is_not_empty_is_refused_and_left_alone(
     [
         ("fc7", "the run has no head 'fc7'; it can give fc1, fc2, pooled"),
         ("fc3", "the run has not trained 'fc3'; it can give fc1, fc2, pooled"),
+        ("fc3[:2]", r"the run has not trained 'fc3\[:2\]'; it can give fc1, fc2, pooled"),
+        ("fc2[:6]", r"fc2\[:6\] is no part of fc2, which is 6 wide"),
     ],
 )
 def test_head_that_the_run_cannot_give_is_refused(
     student: Student, tmp_path: Path, head: str, message: str
 ) -> None:
-    with pytest.raises(StudentError, match=message):
+    with pytest.raises((StudentError, StageError), match=message):
         export(student, tmp_path / "out", head=head, record=RECORD)
     assert not (tmp_path / "out").exists()

@@ -4,13 +4,16 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_caches import write_cache
 
+from student.evaluate import encode, retention
 from student.model import create, load
 from student.run import StageRun, read_record
 from student.spec import StudentError, StudentSpec
@@ -156,6 +159,84 @@ def test_resumed_stage_ends_bit_for_bit_where_an_unbroken_one_does(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def probed(reader: CacheReader, out: Path, **changes: object) -> StageRun:
+    spec = stage(1, {**QUICK, "steps": 7, "probe_every": 2, "probe_rows": 30, **changes})
+    return run_of(reader, out, 1, spec=spec)
+
+
+def scores(run: StageRun) -> dict[int, float]:
+    lines = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["probe.score"] for line in lines}
+
+
+def order_on_held_out_rows(run: StageRun, reader: CacheReader) -> float:
+    """FC1's, by the evaluation's own way, over the sample that the probe describes."""
+    rows = [reader.held_out_rows[int(i)] for i in np.linspace(0, 39, 30)]
+    vectors = encode(load(run.model), reader.texts(rows), ["fc1"])["fc1"]
+    target = reader.vectors(rows).astype(np.float32)
+    return retention(vectors, target, same_space=True).order
+
+
+def test_held_out_rows_are_looked_at_and_change_nothing(
+    reader: CacheReader, small_encoder: Path, tmp_path: Path
+) -> None:
+    run, unseen = probed(reader, tmp_path / "a"), probed(reader, tmp_path / "b", probe_every=0)
+    for each in (run, unseen):
+        train(each, reader, small_encoder)
+    assert list(scores(run)) == [2, 4, 6, 7]
+    assert scores(run)[7] == pytest.approx(order_on_held_out_rows(run, reader), abs=1e-5)
+    figures = read_record(run.folder)["figures"]
+    assert figures["best"]["step"] == max(scores(run), key=lambda step: scores(run)[step])
+    assert figures["kept"] == 7
+    one, two = (load(each.model).state_dict() for each in (run, unseen))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_best_step_becomes_the_model_where_the_stage_keeps_it(
+    reader: CacheReader, small_encoder: Path, tmp_path: Path
+) -> None:
+    # From a solution, at a rate that soon leaves it.
+    changes = {"closed_form": ["fc1"], "schedule": "constant", "steps": 12}
+    run = probed(reader, tmp_path, keep="best", **changes)
+    train(run, reader, small_encoder)
+    figures = read_record(run.folder)["figures"]
+    best = max(scores(run), key=lambda step: scores(run)[step])
+    assert best < 12
+    assert figures["kept"] == figures["best"]["step"] == best
+    assert scores(run)[best] == pytest.approx(order_on_held_out_rows(run, reader), abs=1e-5)
+
+
+def test_the_best_of_no_held_out_rows_is_refused(small_encoder: Path, tmp_path: Path) -> None:
+    bare = CacheReader(write_cache(tmp_path, texts=80, held_out=0.0))
+    with pytest.raises(StageError, match="keep = 'best' asks for looks at held-out rows"):
+        train(probed(bare, tmp_path / "run", keep="best"), bare, small_encoder)
+    assert train(probed(bare, tmp_path / "run"), bare, small_encoder)
+
+
+def test_what_a_step_draws_depends_on_the_seed_and_the_step_alone(
+    reader: CacheReader, small_encoder: Path, tmp_path: Path
+) -> None:
+    drawn: dict[str, dict[int, float]] = {"whole": {}, "broken": {}}
+
+    def on_step(done: int, _: object, *, name: str, stop: int) -> None:
+        if done:
+            assert drawn[name].setdefault(done, torch.rand(()).item()) > 0
+        if done == stop:
+            raise KeyboardInterrupt
+
+    run = run_of(reader, tmp_path / "whole", 1)
+    train(run, reader, small_encoder, on_step=partial(on_step, name="whole", stop=99))
+    broken = replace(run, out=tmp_path / "broken")
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            broken, reader, small_encoder, settings=Settings(save_every=3),
+            on_step=partial(on_step, name="broken", stop=3),
+        )  # fmt: skip
+    train(broken, reader, small_encoder, on_step=partial(on_step, name="broken", stop=99))
+    assert drawn["broken"] == drawn["whole"]
+    assert len(set(drawn["whole"].values())) == 6
+
+
 def test_finished_stage_is_left_alone(
     trained: Path, reader: CacheReader, small_encoder: Path
 ) -> None:
@@ -241,7 +322,7 @@ def test_head_that_trains_without_a_loss_is_refused(
 def test_held_out_rows_are_never_trained_on(
     reader: CacheReader, small_encoder: Path, tmp_path: Path
 ) -> None:
-    from student.batches import Order
+    from student.order import Order
 
     order = Order(len(reader.train_rows), 16, 0)
     rows = {int(row) for step in range(50) for row in order.rows_of(step)}

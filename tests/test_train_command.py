@@ -10,6 +10,7 @@ from small_caches import write_cache
 
 from cli import student as student_command
 from cli import train as train_command
+from student.stage_fields import fields
 
 RECIPE = """
 [student]
@@ -80,6 +81,15 @@ def test_training_loads_no_teacher_and_evaluation_and_export_follow(
     )
     assert json.loads(printed)["rows"] == 40
 
+    assert (
+        call(student_command.main, "evaluate", folder / "run", "--heads", "fc1[:5]", "--json") == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["widths"]["fc1[:5]"] == 5
+    assert found["retention"]["fc1[:5]"]["left"]["cosine"] is None
+    assert call(student_command.main, "evaluate", folder / "run", "--heads", "fc2") == 2
+    assert "the run has not trained 'fc2'; it has fc1" in capsys.readouterr().err
+
     assert call(student_command.main, "export", folder / "run", folder / "out") == 0
     assert (folder / "out" / "modules.json").is_file()
     assert f'SentenceTransformer("{folder / "out"}")' in capsys.readouterr().out
@@ -108,6 +118,7 @@ def test_dry_run_says_what_would_be_trained_and_writes_nothing(
         (("--weights", "cosine=0,similarity=0,relative=0"), "nothing would be trained"),
         (("--batch-size", 500), "a batch of 500 texts, but only 200 rows"),
         (("--learning-rate", -1), "stage 1: learning_rate"),
+        (("--micro-batch", 5), "micro_batch is 5, which does not divide a batch of 16"),
         (("--precision", "fp8"), "--precision is auto, fp32 or bf16"),
         (("--init-from", "nowhere"), "--init-from nowhere holds no trained stage"),
         (("--stage", 2), "stage 2 starts from stage 1, which is not in"),
@@ -135,6 +146,9 @@ def test_bad_input_is_one_line_and_exit_2(
         ("[stages.1]\nstep = 3", "stage 1 has no field 'step'; did you mean 'steps'?"),
         ("[stages.9]\nsteps = 3", "there is no stage 9"),
         ("[stuednt]", "unknown key stuednt; did you mean 'student'?"),
+        ("[stages.1]\nteacher_weights = { lefd = 2 }", "names 'lefd'; the cache holds left, right"),
+        ('[stages.1.heads."fc1[:99]"]\nrelative = 1', "fc1[:99] is no part of fc1, which is 20"),
+        ("[stages.1.heads.fc1]\ncosin = 1", "stage 1: heads.fc1.cosin"),
         ("seed = 'x'", "seed: Input should be a valid integer"),
         ("seed = ", "is not a readable TOML file"),
         ("[student]\nreduced_heads = { fc1 = 3 }", "fc1 is as wide as the target"),
@@ -161,3 +175,25 @@ def test_evaluation_of_a_folder_without_a_stage_is_one_line(
 ) -> None:
     assert call(student_command.main, "evaluate", tmp_path) == 2
     assert "holds no finished stage" in capsys.readouterr().err
+
+
+def test_stages_and_their_fields_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(train_command.main, "--stages") == 0
+    printed = capsys.readouterr().out
+    assert "under [stages.N] in a recipe" in printed
+    for name, default, _ in fields():
+        assert f"  {name} = {default}\n" in printed
+
+
+def test_metrics_and_progress_tell_the_peak_of_memory(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(folder, "--micro-batch", 4, out="metered") == 0
+    (line,) = (folder / "metered" / "stage-1" / "metrics.jsonl").read_text().splitlines()
+    metrics = json.loads(line)
+    # A process with torch in it has a hundred million bytes and less than the machine.
+    assert 1e8 < metrics["peak_memory"] < 1e12
+    assert {"samples_per_second", "data_wait"} <= set(metrics)
+    assert ", at most " in capsys.readouterr().err
+    record = json.loads((folder / "metered" / "stage-1" / "run.json").read_text())
+    assert record["memory"] == {"micro_batch": 4, "gradient_checkpointing": False}
