@@ -40,8 +40,8 @@ def rows_per_second(reader: CacheReader, batches: Iterable[NDArray[np.int64]]) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=8 * ROWS_PER_SHARD)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=6 * ROWS_PER_SHARD)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
     generator = np.random.default_rng(1)

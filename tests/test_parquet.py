@@ -133,6 +133,12 @@ def test_what_is_read_does_not_change_what_is_kept(both: tuple[CacheReader, Cach
     np.testing.assert_array_equal(reader.vectors([7]), before)
 
 
+def test_row_does_not_hold_its_window_in_memory(both: tuple[CacheReader, CacheReader]) -> None:
+    row = both[1]._shards._windows.column(0, "embedding")[3]
+    assert row.base is None
+    np.testing.assert_array_equal(row, both[0].vectors([3])[0])
+
+
 def test_build_goes_on_in_the_format_it_was_begun_with(
     both: tuple[CacheReader, CacheReader], own: Path, small_encoder: Path
 ) -> None:
