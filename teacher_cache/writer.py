@@ -37,7 +37,9 @@ from teacher_cache.format import (
     shard_schema,
 )
 
-_ROWS_AT_ONCE = 32
+_VALUES_AT_ONCE = 1 << 14
+"""So few stay in the processor's caches, and in this thread: with more torch would call up others,
+which the encoding beside it needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +218,9 @@ def concatenate(vectors: Sequence[FloatArray], norms: FloatArray) -> NDArray[np.
     for column, block in enumerate(vectors):
         scale = torch.from_numpy((share / norms[:, column, None]).astype(np.float32))
         target = shared[:, offset : offset + block.shape[1]]
-        # A few rows at a time stay in the processor's caches.
-        for start in range(0, len(norms), _ROWS_AT_ONCE):
-            part = slice(start, start + _ROWS_AT_ONCE)
+        step = max(1, _VALUES_AT_ONCE // block.shape[1])
+        for start in range(0, len(norms), step):
+            part = slice(start, start + step)
             target[part] = torch.from_numpy(block[part]) * scale[part]
         offset += block.shape[1]
     return rows
