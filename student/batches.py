@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -74,10 +75,10 @@ def batches(
     Of the global batch each process has an equal run of rows, in the order of the processes: what
     they gather is the batch that one process would have had, row by row.
     """
-
     share = order.batch_size // processes
     advised: tuple[int, ...] = ()
 
+    @lru_cache(maxsize=2 * PREFETCH)
     def own_rows(step: int) -> NDArray[np.int64]:
         return order.rows_of(step)[process * share : (process + 1) * share]
 

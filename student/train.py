@@ -86,9 +86,9 @@ def train(
     check_processes(run.spec, engine.accelerator.num_processes)
     engine.check(run.spec)
     check_model(run, reader, init)
-    say(_in_words(engine, run.spec))
     start = start_of(run)
     kept_states = _kept_states(run, reader, init, engine, settings.pooled, say)
+    say(_in_words(engine, run.spec))
     student = _student(run, reader, init, start, body=not kept_states)
     trained = student.train_only(run.spec.trains)
     if run.spec.gradient_checkpointing and not kept_states:

@@ -83,6 +83,8 @@ def test_heads_learn_from_kept_states_what_they_learn_from_texts(
             assert torch.equal(value, start[name]), "the saved student has its whole body"
         else:
             assert float((value - one[name]).norm() / value.norm()) < 2e-2, name
+    solved = not torch.equal(two["heads.fc2.weight"], start["heads.fc2.weight"])
+    assert solved == ("closed_form" in changes), "a head that is solved need not be trained"
 
 
 @pytest.mark.parametrize("pooled", ["require", "off"])
@@ -122,7 +124,7 @@ def test_states_of_another_student_are_not_taken(
         train(run, reader, small_encoder, settings=Settings(cpu=True, pooled="require"))
     train(run, reader, small_encoder, settings=Settings(cpu=True), say=said.append)
     assert read_record(run.folder)["figures"]["inputs"] == "texts"
-    assert said[-1].startswith("texts: encoded at every step, since the st")
+    assert said[0].startswith("texts: encoded at every step, since the st")
 
 
 def test_states_of_another_body_are_not_taken(reader: CacheReader, tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def test_what_a_step_draws_depends_on_the_seed_and_the_step_alone(
     with pytest.raises(KeyboardInterrupt):
         train(
             broken, reader, small_encoder, settings=Settings(save_every=3),
-            on_step=partial(on_step, name="broken", stop=3),
+            on_step=partial(on_step, name="broken", stop=4),
         )  # fmt: skip
     train(broken, reader, small_encoder, on_step=partial(on_step, name="broken", stop=99))
     assert drawn["broken"] == drawn["whole"]

@@ -120,6 +120,8 @@ def test_dry_run_says_what_would_be_trained_and_writes_nothing(
         (("--learning-rate", -1), "stage 1: learning_rate"),
         (("--micro-batch", 5), "micro_batch is 5, which does not divide a batch of 16"),
         (("--precision", "fp8"), "--precision is auto, fp32 or bf16"),
+        (("--pooled", "maybe"), "--pooled is auto, require or off, found 'maybe'"),
+        (("--pooled", "require"), "--pooled require: the cache keeps no pooled state"),
         (("--init-from", "nowhere"), "--init-from nowhere holds no trained stage"),
         (("--stage", 2), "stage 2 starts from stage 1, which is not in"),
     ],

@@ -59,3 +59,13 @@ def test_the_next_save_removes_what_a_death_left(trials: dict[str, Deaths]) -> N
         best = "step-00000002" if death["newest"] == 4 else "step-00000005"
         last = f"step-{death['newest']:08d}"
         assert death["after"] == sorted({best, last, "step-00000006"})
+
+
+def test_a_loss_that_is_no_number_stops_both_of_two_processes(trials: dict[str, Deaths]) -> None:
+    ranks = trials["no_number_on_two"]
+    assert [rank["code"] for rank in ranks] == [2, 2], ranks
+    for rank in ranks:
+        assert "the loss of step 1 is nan: nothing was changed by it" in rank["said"]
+        assert not {"checkpoints", "model", "run.json"} & set(rank["left"])
+    rows = [rank["said"].split("its rows begin ")[1].split(";")[0] for rank in ranks]
+    assert rows[0] != rows[1], "each names rows of its own"

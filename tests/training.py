@@ -9,10 +9,12 @@ what was found. Nothing is imported twice: a fork trains in a fraction of a seco
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -26,7 +28,7 @@ import torch
 import transformers.models.bert.modeling_bert  # noqa: F401
 from forks import Work, died, forked
 from jobs import contents
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_caches import write_cache
 from small_models import write_encoder
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
@@ -61,8 +63,8 @@ window_shards = 2
 COMMON = f"steps = {STEPS}\nbatch_size = 16\nlearning_rate = 1e-2\nprobe_every = 3\nprobe_rows = 20"
 
 
-def jasper_train(folder: Path, out: Path, stage: int) -> None:
-    options = {"stage": stage, "cache": folder / "cache", "out": out, "init-from": "fresh",
+def jasper_train(folder: Path, out: Path, stage: int, start: str = "fresh") -> None:
+    options = {"stage": stage, "cache": folder / "cache", "out": out, "init-from": start,
                "recipe": folder / "recipe.toml", "save-every": 2}  # fmt: skip
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     sys.argv = ["jasper-train", *given, "--cpu"]
@@ -200,8 +202,40 @@ def killed_while_saving(folder: Path) -> list[dict[str, Any]]:
             return found
 
 
+def no_number_on_two(folder: Path) -> list[dict[str, Any]]:
+    """Two processes of a launcher start from a head that holds no number."""
+    start = folder / "no-number"
+    shutil.copytree(folder / "whole" / "stage-2", start)
+    heads = load_file(start / "model" / "heads.safetensors")
+    heads["fc1.bias"][3] = math.nan
+    save_file(heads, start / "model" / "heads.safetensors")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+
+    def rank(number: str) -> None:
+        os.environ |= {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2",
+                       "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                       "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
+        out = folder / f"rank-{number}"  # its log; what both write goes to one folder
+        out.symlink_to(folder / "two", target_is_directory=True)
+        try:
+            jasper_train(folder, out, 3, str(start))
+        except SystemExit as end:
+            os._exit(int(end.code or 0))
+
+    (folder / "two").mkdir()
+    processes = [forked(partial(rank, number)) for number in ("0", "1")]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+    said = [(folder / f"rank-{number}.log").read_text() for number in ("0", "1")]
+    left = [path.name for path in (folder / "two" / "stage-3").iterdir()]
+    return [
+        {"code": code, "said": text, "left": left} for code, text in zip(codes, said, strict=True)
+    ]
+
+
 TRIALS: Mapping[str, Any] = {
-    trial.__name__: trial for trial in (killed_at_random, killed_while_saving)
+    trial.__name__: trial for trial in (killed_at_random, killed_while_saving, no_number_on_two)
 }
 
 if __name__ == "__main__":
