@@ -50,7 +50,7 @@ TEXTS = {
     "nv-embed": {"cpu": 2, "cuda": 1024},
 }
 TINY_TEXTS = 64
-OTHER_BUDGET = {"cpu": 2048, "cuda": 16_384}
+OTHER_BUDGET = {"cpu": 16_384, "cuda": 16_384}
 """Padded tokens in a batch, beside the device's default."""
 
 Times = dict[str, list[float]]
