@@ -1,4 +1,4 @@
-"""`jasper-cache`: build, inspect and verify a teacher cache."""
+"""`jasper-cache`: build, inspect, verify and repair a teacher cache."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cli.golden import golden
 from cli.inspect import inspect
 from cli.join import FormatOption, join, merge
 from cli.names import pick
+from cli.repair import repair
 from cli.search import search
 
 if TYPE_CHECKING:
@@ -132,12 +133,14 @@ def verify(cache: CacheArgument) -> None:
     for problem in problems:
         typer.echo(problem)
     if problems:
+        typer.echo(f"mend it with: jasper-cache repair {cache}")
         raise typer.Exit(1)
     typer.echo(f"{cache}: {len(reader):,} rows in {len(reader.manifest.shards)} shards, all whole")
 
 
 app.command()(inspect)
 app.command()(golden)
+app.command()(repair)
 app.command()(search)
 app.command()(join)
 app.command()(merge)

@@ -71,6 +71,9 @@ def train(
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what this stage has done so far.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the checksums of all shards first.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")
     ] = False,
@@ -95,6 +98,7 @@ def train(
     from cli.recipe import RecipeError, load
     from student.run import StageRun
     from student.stages import check, with_weights
+    from teacher_cache.ranks import Rank
     from teacher_cache.reader import CacheReader
 
     if precision not in ("auto", "fp32", "bf16"):
@@ -115,6 +119,9 @@ def train(
     if weights is not None:
         spec = with_weights(spec, _weights(weights))
     reader = CacheReader(cache)
+    if verify and Rank.from_environment().local == 0:
+        with bar("verifying", len(reader.manifest.shards), "shards") as tell:
+            CacheReader(cache, verify=True, advance=lambda count: tell(count, ""))
     asked = None if teachers is None else pick(teachers, reader.teachers, str(cache))
     names = tuple(block.teacher for block in reader.blocks(asked))
     target_width = reader.width(names)

@@ -30,10 +30,10 @@ from teacher_cache.format import (
     read_json,
     shard_path,
 )
+from teacher_cache.opening import file_checksum
 from teacher_cache.plan import read_plan
 from teacher_cache.plan_progress import is_unfinished
 from teacher_cache.reader import CacheReader
-from teacher_cache.verify import file_checksum
 from teacher_cache.writer import (
     Rows,
     Texts,

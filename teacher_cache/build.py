@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.corpus import Corpus
-from teacher_cache.encoders import loading
+from teacher_cache.begun import begin, read_begun
 from teacher_cache.files import remove_leftovers
 from teacher_cache.finish import Build, Phase, check_new, finish, first_difference, silent
 from teacher_cache.format import (
-    BUILD_FILE,
     ROWS_PER_SHARD,
     Block,
     CacheError,
@@ -20,17 +18,16 @@ from teacher_cache.format import (
     Plan,
     Pooled,
     ShardFormat,
-    identity_of,
-    read_json,
+    is_folder_name,
 )
 from teacher_cache.golden import Golden, read_goldens
 from teacher_cache.located import Located, blocks_of, fit, load, locate
 from teacher_cache.plan import corpus_facts, make_plan, read_plan
 from teacher_cache.plan_progress import clear_progress
-from teacher_cache.ranks import POLL_SECONDS, Rank
+from teacher_cache.ranks import Rank, awaited, wait_for
 from teacher_cache.shard_job import ShardJob, encode_shards
 from teacher_cache.teachers import DEFAULT_PROMPT, Teacher
-from teacher_cache.writer import committed, write_record
+from teacher_cache.writer import committed
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +70,13 @@ class Task:
         return sum(self.plan.shards[index].rows for index in self.shards) * len(self.found)
 
     def begin(self, blocks: Sequence[Block], pooled: Pooled | None) -> Build:
-        """Write down under which teachers the shards are encoded, unless that was done."""
-        if self.begun is not None:
-            return self.begun
-        plan = self.plan
-        identity = identity_of(
-            plan.ids_digest, plan.held_out_rows, plan.rows_per_shard, blocks, pooled
-        )
-        begun = Build(identity, tuple(blocks), pooled, self.options.shard_format or "arrow")
-        # Ranks arrive here together and each writes the same bytes: the check is what counts.
-        write_record(self.cache / BUILD_FILE, begun)
-        return begun
+        """Write down under which teachers the shards are encoded, unless that was done.
+
+        Raises:
+            CacheError: that was done, and under others.
+        """
+        shard_format = self.options.shard_format
+        return begin(self.cache, self.plan, self.found, blocks, pooled, shard_format)
 
 
 Engine = Callable[[Task], Build]
@@ -130,9 +123,29 @@ def build(
     goldens = read_goldens(options.goldens, teachers)
     found = [locate(teacher, base) for teacher in teachers]
     plan = _plan(cache, corpus, options, phase)
-    _begun(cache, found, options)  # what can be refused is refused before a teacher is fitted
+    # What can be refused is refused before a teacher is fitted.
+    read_begun(cache, found, options.shard_format)
     found = [fit(one, cache, plan, options.rank) for one in found]
-    begun = _begun(cache, found, options)
+    return complete(cache, plan, found, goldens, options=options, phase=phase, engine=engine)
+
+
+def complete(
+    cache: Path,
+    plan: Plan,
+    found: Sequence[Located],
+    goldens: Sequence[Golden],
+    *,
+    options: Options,
+    phase: Phase,
+    engine: Engine = encode_here,
+) -> Manifest | None:
+    """Encode the shards of a planned cache that are missing, and write the manifest.
+
+    Raises:
+        CacheError: it was begun with other teachers.
+        TeacherError: a teacher cannot be loaded, or gives vectors that are none.
+    """
+    begun = read_begun(cache, found, options.shard_format)
     remove_leftovers(cache)
     missing = [i for i in range(len(plan.shards)) if committed(cache, i) is None]
     mine = [i for i in missing if i % options.rank.world == options.rank.index]
@@ -145,6 +158,9 @@ def _check_names(teachers: Sequence[Teacher], corpus: Corpus) -> None:
     names = [teacher.name for teacher in teachers]
     if not names or len(set(names)) != len(names):
         raise CacheError(f"expected one or more teachers of different names, found {names}")
+    hidden = [name for name in names if not is_folder_name(name)]
+    if hidden:
+        raise CacheError(f"expected the names of teachers to be those of folders, found {hidden}")
     keepers = [teacher.name for teacher in teachers if teacher.keep_pooled]
     if len(keepers) > 1:
         raise CacheError(
@@ -165,13 +181,12 @@ def _plan(cache: Path, corpus: Corpus, options: Options, phase: Phase) -> Plan:
     plan = read_plan(cache)
     if plan is None and options.rank.index == 0:
         check_new(cache)
-        with phase("planning", corpus.spec.texts) as advance:
+        with awaited(options.rank, cache), phase("planning", corpus.spec.texts) as advance:
             plan = make_plan(cache, corpus, rows_per_shard=options.rows_per_shard, on_text=advance)
     elif options.rank.index == 0:
         clear_progress(cache)  # of a planner that died between its last two steps
-    while plan is None:
-        time.sleep(POLL_SECONDS)
-        plan = read_plan(cache)
+    if plan is None:
+        plan = wait_for("plan", cache, lambda: read_plan(cache))
     difference = first_difference(dict(plan.corpus), dict(corpus_facts(corpus)), "corpus")
     if difference:
         raise CacheError(
@@ -179,41 +194,3 @@ def _plan(cache: Path, corpus: Corpus, options: Options, phase: Phase) -> Plan:
             "build into another folder, or with the recipe it was begun with"
         )
     return plan
-
-
-def _begun(cache: Path, found: Sequence[Located], options: Options) -> Build | None:
-    path = cache / BUILD_FILE
-    if not path.exists():
-        return None
-    begun = Build.from_json(read_json(path), str(path))
-    if options.shard_format not in (None, begun.shard_format):
-        raise CacheError(
-            f"{cache} has {begun.shard_format} shards, {options.shard_format} is asked for; "
-            "build into another folder, or leave the format out to go on"
-        )
-    asked = [one.teacher.name for one in found]
-    there = [block.teacher for block in begun.blocks]
-    if asked != there:
-        raise CacheError(
-            f"{cache} is built with the teachers {', '.join(there)}, not {', '.join(asked)}; "
-            "build into another folder"
-        )
-    pooled = next((one.teacher.name for one in found if one.teacher.keep_pooled), None)
-    kept = begun.pooled.teacher if begun.pooled else None
-    if pooled != kept:
-        raise CacheError(
-            f"{cache} keeps the pooled state of {kept or 'no teacher'}, now that of "
-            f"{pooled or 'none'} is asked for; build into another folder"
-        )
-    for block, one in zip(begun.blocks, found, strict=True):
-        # A teacher that is still to be fitted has no fingerprint to compare.
-        declared = loading.declared(one.teacher, one.fingerprint or block.fingerprint)
-        difference = first_difference(
-            {name: block.to_json()[name] for name in declared}, declared, block.teacher
-        )
-        if difference:
-            raise CacheError(
-                f"{cache} was begun with another teacher: {difference}; "
-                "build into another folder, or with the teacher it was begun with"
-            )
-    return begun

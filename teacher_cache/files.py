@@ -1,13 +1,18 @@
-"""The layer under every write: a file appears whole, checksummed and durable, or not at all."""
+"""The layer under every write: a file appears whole, checksummed and durable, or not at all.
+
+Nothing of a cache is written, named or removed but by the functions here, and these change the disk
+by calls of `os` alone: tests put a disk that fails, tears and forgets beneath them.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
+import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import RawIOBase
 from itertools import count
@@ -16,9 +21,11 @@ from typing import Any, BinaryIO
 
 import xxhash
 
+from teacher_cache.format import CacheError
+
 _SERIAL = count()
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-_TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<pid>\d+)-\d+\.tmp$")
+_TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]+)-(?P<pid>\d+)-\d+\.tmp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +37,10 @@ class Written:
 
 
 class _Hashing(RawIOBase):
-    """A write-only stream that digests what passes through."""
+    """A write-only stream over an open file that digests what passes through."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
         self.bytes = 0
         self.digest = xxhash.xxh3_128()
 
@@ -42,8 +49,10 @@ class _Hashing(RawIOBase):
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
-        size = memoryview(data).nbytes
-        self.stream.write(data)
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while left:
+            left = left[os.write(self.handle, left) :]
         self.bytes += size
         return size
 
@@ -53,6 +62,9 @@ def commit_file(path: Path, write: Callable[[BinaryIO], None]) -> Written:
 
     `write` fills a temporary file beside `path`; it is synced, renamed over `path`, and the
     folder is synced. On any failure the temporary file is removed and `path` is untouched.
+
+    Raises:
+        CacheError: the disk is full, cannot be written, or fails.
     """
     return commit_named(path.parent, path.name, write, lambda _: path)
 
@@ -66,7 +78,7 @@ def commit_named(
     """
     with _aside(folder, stem, write) as (temporary, written):
         temporary.replace(name(written))
-    _sync_folder(folder)
+        _sync_folder(folder)
     return written
 
 
@@ -82,39 +94,68 @@ def commit_first(path: Path, data: bytes) -> bool:
     Where the file system knows no hard links, the last wins.
     """
     with _aside(path.parent, path.name, lambda stream: _write_all(stream, data)) as (temporary, _):
-        try:
-            os.link(temporary, path)
-            temporary.unlink()
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            temporary.replace(path)
-    _sync_folder(path.parent)
-    return True
+        first = _name_first(temporary, path)
+        _sync_folder(path.parent)
+    return first
 
 
-@contextmanager
-def _aside(
-    folder: Path, stem: str, write: Callable[[BinaryIO], None]
-) -> Iterator[tuple[Path, Written]]:
-    """A temporary file, written and synced; whatever is left of it in the end is removed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{stem}.{_host()}-{os.getpid()}-{next(_SERIAL)}.tmp"
+def commit_unless(
+    settled: Callable[[], bool], path: Path, write: Callable[[BinaryIO], None]
+) -> Written | None:
+    """`commit_file`, but what is there by the time that all is `settled` stays: None then."""
+    with _aside(path.parent, path.name, write) as (temporary, written):
+        while not (late := settled()) and not _name_first(temporary, path):
+            remove_if(path, lambda _: not settled())
+        _sync_folder(path.parent)
+    return None if late else written
+
+
+def commit_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder that appears whole, unless there is one of that name: the first stays.
+
+    `fill` commits the files into a temporary folder, which is then renamed.
+    """
+    temporary = _temporary(folder.parent, folder.name)
     try:
-        with temporary.open("wb") as stream:
-            hashing = _Hashing(stream)
-            write(hashing)  # type: ignore[arg-type]  # a raw stream has all that writers ask for
-            stream.flush()
-            os.fsync(stream.fileno())
-        yield temporary, Written(hashing.bytes, hashing.digest.hexdigest())
+        with _told(folder):
+            _make_folder(temporary)
+        fill(temporary)
+        with _told(folder):
+            try:
+                temporary.rename(folder)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            _sync_folder(folder.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_folder(temporary)
 
 
-def _write_all(stream: BinaryIO, data: bytes) -> None:
-    stream.write(data)
+def remove(path: Path) -> None:
+    """Remove a file, if it is there."""
+    with _told(path, "removed"):
+        path.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all it holds, or as much of it as can be removed."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_if(path: Path, unwanted: Callable[[Path], bool]) -> None:
+    """Remove a file that is unwanted, and no other that takes its name meanwhile.
+
+    It is judged under a temporary name, where nobody can replace it, and gets its own name back
+    if it is wanted.
+    """
+    temporary = _temporary(path.parent, path.name)
+    with _told(path, "removed"):
+        with suppress(FileNotFoundError):
+            path.rename(temporary)
+            if not unwanted(temporary):
+                _name_first(temporary, path)
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -123,10 +164,92 @@ def remove_leftovers(folder: Path) -> None:
     A file that bears this process's own number is a dead builder's too: in a container that starts
     again, every builder has the same number. So call it while this process writes nothing there.
     """
-    for path in folder.rglob(".*.tmp"):
-        match = _TEMPORARY.match(path.name)
-        if match and match["host"] == _host() and not _of_another_alive(int(match["pid"])):
-            path.unlink(missing_ok=True)
+    for place, folders, files in os.walk(folder):  # which forgives what vanishes meanwhile
+        for path in (Path(place, name) for name in (*folders, *files)):
+            match = _TEMPORARY.fullmatch(path.name)
+            if match and match["host"] == _host() and not _of_another_alive(int(match["pid"])):
+                if path.is_dir():
+                    remove_folder(path)
+                else:
+                    remove(path)
+
+
+def settle(folder: Path) -> None:
+    """Make durable what files a folder has, and by which names, whoever gave them."""
+    with _told(folder):
+        _sync_folder(folder)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one that a builder had not finished writing."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+@contextmanager
+def temporary_file(folder: Path, stem: str) -> Iterator[Path]:
+    """An empty file that tells others of this process, for as long as it lasts."""
+    temporary = _temporary(folder, stem)
+    with _told(temporary):
+        _make_folder(folder)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o666))
+    try:
+        yield temporary
+    finally:
+        remove(temporary)
+
+
+@contextmanager
+def _aside(
+    folder: Path, stem: str, write: Callable[[BinaryIO], None]
+) -> Iterator[tuple[Path, Written]]:
+    """A temporary file, written and synced; whatever is left of it in the end is removed."""
+    temporary = _temporary(folder, stem)
+    with _told(folder / stem):
+        try:
+            _make_folder(folder)
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            try:
+                hashing = _Hashing(handle)
+                write(hashing)  # type: ignore[arg-type]  # a raw stream has all that writers ask for
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            yield temporary, Written(hashing.bytes, hashing.digest.hexdigest())
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told(path: Path, what: str = "written") -> Iterator[None]:
+    """A disk that is full, read-only or broken is an expected failure, told in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"{path} cannot be {what}: {error.strerror or error}; nothing that was committed is "
+            "lost: the same command goes on from there as soon as the disk allows it"
+        ) from error
+
+
+def _write_all(stream: BinaryIO, data: bytes) -> None:
+    stream.write(data)
+
+
+def _name_first(temporary: Path, path: Path) -> bool:
+    """Give a file its name unless that is taken; it may then still have the temporary one."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        temporary.replace(path)
+    return True
+
+
+def _temporary(folder: Path, stem: str) -> Path:
+    return folder / f".{stem}.{_host()}-{os.getpid()}-{next(_SERIAL)}.tmp"
 
 
 def _host() -> str:
@@ -143,6 +266,15 @@ def _of_another_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder, durably: a power cut would else take it, with all that was synced in it."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from teacher_cache.files import is_temporary, remove, settle
 from teacher_cache.format import (
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -60,11 +61,16 @@ class Build(Record):
 
 
 def check_new(cache: Path) -> None:
-    """A cache begins in an empty folder, or in one where planning was broken off."""
+    """A cache begins in an empty folder, or in one where planning was broken off.
+
+    One that another builder planned a moment ago will do as well.
+    """
     if cache.exists() and not cache.is_dir():
         raise CacheError(f"{cache} is a file, not a folder; give another one")
     for path in cache.glob("*"):
-        if path.name != PLAN_FOLDER and not path.name.startswith(f".{PLAN_FILE}."):
+        if path.name != PLAN_FOLDER and not is_temporary(path):
+            if (cache / PLAN_FILE).exists():
+                return
             raise CacheError(
                 f"{cache} is not a cache: it has no {PLAN_FILE} but it holds {path.name}; "
                 "give an empty folder or a new one"
@@ -72,19 +78,42 @@ def check_new(cache: Path) -> None:
 
 
 def finish(cache: Path, plan: Plan, begun: Build) -> Manifest | None:
-    """Write the manifest, where every shard is committed; None where some are missing.
+    """Write the manifest, once every shard is there; None as long as one is missing.
 
     Raises:
-        CacheError: a shard holds other rows than the plan's.
+        CacheError: a record tells of other rows than the plan.
     """
+    manifest = None
+    while (shards := _records(cache, plan)) is not None:
+        if manifest is not None and manifest.shards == shards:
+            _remove_orphans(cache)
+            return manifest
+        # Once more if another builder wrote a lost shard again meanwhile.
+        manifest = manifest_of(cache, plan, begun, shards)
+        path = cache / MANIFEST_FILE
+        if not path.exists() or Manifest.from_json(read_json(path), str(path)) != manifest:
+            settle(cache / SHARD_FOLDER)  # who died right behind a record did not do it
+            write_record(path, manifest)
+    return None
+
+
+def _records(cache: Path, plan: Plan) -> tuple[FileRecord, ...] | None:
+    """The records of all shards, None as long as one of them is missing."""
     records = [committed(cache, index) for index in range(len(plan.shards))]
     shards = tuple(record for record in records if record is not None)
-    if len(shards) < len(records):
-        return None
+    return shards if len(shards) == len(records) else None
+
+
+def manifest_of(cache: Path, plan: Plan, begun: Build, shards: tuple[FileRecord, ...]) -> Manifest:
+    """The manifest of these records.
+
+    Raises:
+        CacheError: a record tells of other rows than the plan.
+    """
     for index, (record, planned) in enumerate(zip(shards, plan.shards, strict=True)):
         if record.ids_digest != planned.ids_digest:
             raise CacheError(f"{record_path(cache, index)} tells of other rows than the plan's")
-    manifest = Manifest(
+    return Manifest(
         format_version=FORMAT_VERSION,
         identity=begun.identity,
         rows=plan.rows,
@@ -99,20 +128,18 @@ def finish(cache: Path, plan: Plan, begun: Build) -> Manifest | None:
         counts=plan.counts,
         shards=shards,
     )
-    # A finished cache has one already. It differs where lost shards came out otherwise this time.
-    path = cache / MANIFEST_FILE
-    if not path.exists() or Manifest.from_json(read_json(path), str(path)) != manifest:
-        write_record(path, manifest)
-    _remove_orphans(cache, shards)
-    return manifest
 
 
-def _remove_orphans(cache: Path, shards: Sequence[FileRecord]) -> None:
-    """Remove shard files that no record names: of builders that died, or came second."""
-    named = {shard_path(cache, index, record) for index, record in enumerate(shards)}
+def _remove_orphans(cache: Path) -> None:
+    """Remove shard files that no record names: of builders that died, or came second.
+
+    One whose shard has no record may be about to get one.
+    """
     for path in (cache / SHARD_FOLDER).glob("[0-9]*-*.*"):
-        if path not in named:
-            path.unlink(missing_ok=True)
+        number = path.name.partition("-")[0]
+        record = committed(cache, int(number)) if number.isdecimal() else None
+        if record is not None and shard_path(cache, int(number), record) != path:
+            remove(path)
 
 
 def first_difference(found: Any, asked: Any, where: str) -> str | None:

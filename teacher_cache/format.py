@@ -7,10 +7,13 @@ parsing small JSON files, and imports numpy, pyarrow and xxhash alone.
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, Self, get_args
 
 import pyarrow as pa
@@ -36,6 +39,20 @@ SHARD_FOLDER = "shards"
 TEACHER_FOLDER = "teachers"
 
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
+_JSON_BYTES = 1 << 25
+"""The largest JSON file that is read: the manifest of 8 million rows has 200 kB."""
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "int": (int,),
+    "int | None": (int, NoneType),
+    "str": (str,),
+    "str | None": (str, NoneType),
+    "Mapping[str, str]": (dict,),
+    "Mapping[str, Any]": (dict,),
+}
+"""What JSON gives for a field of that type; fields of other types are read by who knows them."""
+
+_IN_WORDS: Mapping[type, str] = {int: "a number", str: "text", dict: "a table of texts"}
 
 
 class CacheError(Exception):
@@ -55,12 +72,19 @@ class Record:
         """Read a record; `where` names the file in the error when a field is missing or unknown."""
         known = {field.name for field in fields(cls)}
         if not isinstance(data, Mapping) or set(data) != known:
-            found = sorted(data) if isinstance(data, Mapping) else type(data).__name__
+            found = shortened(sorted(data)) if isinstance(data, Mapping) else type(data).__name__
             raise CacheError(f"{where}: expected the fields {sorted(known)}, found {found}")
         for field in fields(cls):
             value = data[field.name]
-            if field.type == "int" and type(value) is not int:
-                raise CacheError(f"{where}: expected {field.name} to be a number, found {value!r}")
+            kinds = _KINDS.get(str(field.type), (type(value),))
+            fits = type(value) in kinds
+            if fits and field.type == "Mapping[str, str]":
+                fits = all(isinstance(item, str) for item in value.values())
+            if not fits:
+                raise CacheError(
+                    f"{where}: expected {field.name} to be {_IN_WORDS[kinds[0]]}, "
+                    f"found {shortened(value)}"
+                )
         return cls(**data)
 
     def with_records(self, where: str, **kinds: type[Record]) -> Self:
@@ -69,7 +93,7 @@ class Record:
         for name, kind in kinds.items():
             items = getattr(self, name)
             if not isinstance(items, list | tuple):
-                raise CacheError(f"{where}: {name}: expected a list, found {items!r}")
+                raise CacheError(f"{where}: {name}: expected a list, found {shortened(items)}")
             lists[name] = tuple(kind.from_json(item, f"{where}: {name}") for item in items)
         return replace(self, **lists)
 
@@ -95,6 +119,14 @@ class Block(Record):
     pooling: str
     dtype: str
     licence: str
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
+        """Read a block. Refuses a name that could not be a folder's: it may become one."""
+        block = super().from_json(data, where)
+        if not is_folder_name(block.teacher):
+            raise CacheError(f"{where}: expected the name of a teacher, found {block.teacher!r}")
+        return block
 
     def decisive(self) -> dict[str, Any]:
         """What decides the numbers: not where the files came from, but what was in them."""
@@ -136,11 +168,11 @@ class FileRecord(Record):
     def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
         """Read a record. Refuses what is no checksum or format: both are parts of a file's name."""
         record = super().from_json(data, where)
-        if not isinstance(record.checksum, str) or not _CHECKSUM.fullmatch(record.checksum):
-            raise CacheError(f"{where}: expected a checksum, found {record.checksum!r}")
+        if not _CHECKSUM.fullmatch(record.checksum):
+            raise CacheError(f"{where}: expected a checksum, found {shortened(record.checksum)}")
         if record.format not in get_args(ShardFormat):
             raise CacheError(
-                f"{where}: expected the format arrow or parquet, found {record.format!r}"
+                f"{where}: expected the format arrow or parquet, found {shortened(record.format)}"
             )
         return record
 
@@ -293,14 +325,50 @@ def identity_of(
     return checksum(canonical_json(facts).encode())
 
 
+def is_folder_name(name: str) -> bool:
+    """Whether a teacher of that name can have a folder of that name: no path, nothing hidden."""
+    return (
+        name.isprintable()
+        and not name.startswith(".")
+        and not set(name) & set("/\\")
+        and name != ""
+    )
+
+
+def shortened(value: Any) -> str:
+    """What was found, for an error: however much it is, one line."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def regular_file(path: Path) -> os.stat_result:
+    """What lies there, which must be a file of the cache itself: no link to elsewhere, no pipe.
+
+    Raises:
+        CacheError: it is something else.
+        FileNotFoundError: nothing lies there.
+    """
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "a pipe, socket or device")
+        raise CacheError(f"{path} is {kind}, expected a file: a cache holds all that is read of it")
+    return status
+
+
 def read_json(path: Path) -> Any:
     """Parse a small JSON file of a cache.
 
     Raises:
-        CacheError: the file is not JSON.
+        CacheError: the file is not JSON, far too large, or no file at all.
         FileNotFoundError: there is no such file.
     """
+    size = regular_file(path).st_size
+    if size > _JSON_BYTES:
+        raise CacheError(f"{path} has {size} bytes, expected at most {_JSON_BYTES}")
     try:
         return json.loads(path.read_bytes())
+    except RecursionError:
+        raise CacheError(f"{path}: not valid JSON (nested too deeply)") from None
     except ValueError as error:
         raise CacheError(f"{path}: not valid JSON ({error})") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from teacher_cache.encoders.protocol import Encoder, KeepsPooled
 from teacher_cache.format import TEACHER_FOLDER, Block, CacheError, Plan, Pooled
 from teacher_cache.golden import Golden, hold
 from teacher_cache.plan import read_texts
-from teacher_cache.ranks import POLL_SECONDS, Rank
+from teacher_cache.ranks import Rank, awaited, wait_for
 from teacher_cache.teachers import Teacher
 
 
@@ -48,14 +47,20 @@ def fit(located: Located, cache: Path, plan: Plan, rank: Rank) -> Located:
     """Fit a teacher that comes with no weights, once; its folder is then like any other's.
 
     Rank 0 fits, the others wait for it.
+
+    Raises:
+        TeacherError: it cannot be fitted on these texts.
+        CacheError: its folder has lost a file, or rank 0 is gone.
     """
     if located.folder is not None:
         return located
     folder = cache / TEACHER_FOLDER / located.teacher.name
     if rank.index == 0:
-        loading.fit(located.teacher, folder, _sample(cache, plan, located.teacher))
-    while not loading.is_fitted(located.teacher, folder):
-        time.sleep(POLL_SECONDS)
+        with awaited(rank, cache):
+            loading.fit(located.teacher, folder, sample_of(cache, plan, located.teacher))
+    else:
+        what = f"fit the teacher {located.teacher.name!r} of"
+        wait_for(what, cache, lambda: folder.is_dir() or None)
     return fingerprinted(located.teacher, folder, None)
 
 
@@ -118,7 +123,8 @@ def fingerprinted(teacher: Teacher, folder: Path, revision: str | None) -> Locat
     return Located(teacher, folder, revision, fingerprint, body)
 
 
-def _sample(cache: Path, plan: Plan, teacher: Teacher) -> Iterable[str]:
+def sample_of(cache: Path, plan: Plan, teacher: Teacher) -> Iterable[str]:
+    """The planned texts that a teacher is fitted on: the first ones that are not held out."""
     wanted = min(teacher.sample or 0, plan.rows - plan.held_out_rows)
     for index in range(len(plan.shards)):
         texts = read_texts(cache, plan, index).texts[:wanted]

@@ -31,7 +31,7 @@ from teacher_cache.plan_progress import (
     read_progress,
     save_progress,
 )
-from teacher_cache.writer import Texts, write_plan_file, write_record
+from teacher_cache.writer import Texts, plan_shard, write_first
 
 SAVE_EVERY = 8
 """Shards from one saved state to the next: what a crash can cost, 65,536 texts, is seconds."""
@@ -66,13 +66,15 @@ def make_plan(
             if not planner.waiting and len(planner.shards) >= planner.saved + save_every:
                 planner.save()
         plan = planner.finish()
-    except (CacheError, FileNotFoundError):
+    except CacheError:
         # Another planner may have finished the same plan and cleared what both had saved.
         finished = read_plan(cache)
         if finished is None or finished.corpus != corpus_facts(corpus):
             raise
-        return finished
-    write_record(cache / PLAN_FILE, plan)
+        plan = finished
+    else:
+        if not write_first(cache / PLAN_FILE, plan):
+            plan = read_plan(cache) or plan
     clear_progress(cache)
     return plan
 
@@ -112,6 +114,8 @@ class _Planner:
             self._append(text)
 
     def save(self) -> None:
+        if self._is_planned():
+            raise _overtaken(self.cache)
         if self._held_out:
             texts = _columns(self._held_out)
             kept = keep_held_out(self.cache, len(self.shards), texts)
@@ -159,8 +163,14 @@ class _Planner:
     def _commit(self) -> None:
         texts = _columns(self.waiting)
         self._ids.update(b"".join(texts.ids))
-        self.shards.append(write_plan_file(self.cache, len(self.shards), texts))
+        record = plan_shard(self.cache, len(self.shards), texts, self._is_planned)
+        if record is None:
+            raise _overtaken(self.cache)
+        self.shards.append(record)
         self.waiting.clear()
+
+    def _is_planned(self) -> bool:
+        return (self.cache / PLAN_FILE).exists()
 
     def _planned(self) -> Iterator[tuple[bytes, str]]:
         """What the pass has given so far, from the committed files."""
@@ -177,6 +187,11 @@ class _Planner:
             for row in zip(texts.ids, texts.texts, texts.sources, strict=True):
                 yield Text(*row, held_out=True)
         yield from self._held_out
+
+
+def _overtaken(cache: Path) -> CacheError:
+    """A finished plan never changes, whatever the corpus has become since."""
+    return CacheError(f"{cache} was planned by another process meanwhile")
 
 
 def corpus_facts(corpus: Corpus) -> dict[str, Any]:

@@ -6,25 +6,29 @@ far, which the plan's own files will hold at the end.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import pyarrow as pa
-
+from teacher_cache.files import remove_folder
 from teacher_cache.format import (
     FORMAT_VERSION,
     PLAN_FOLDER,
+    PLAN_SCHEMA,
     CacheError,
     FileRecord,
     Record,
     checksum,
     plan_path,
     read_json,
+    regular_file,
 )
+from teacher_cache.opening import unpack
 from teacher_cache.writer import Texts, write_plan_file, write_record
+
+LARGEST = 1 << 32
+"""Bytes that a file of the plan may unpack to: its texts, in Arrow's `utf8`, are under 2 GiB."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def kept_held_out(cache: Path, held_out: Mapping[str, FileRecord]) -> Iterator[T
 
 def clear_progress(cache: Path) -> None:
     """Forget how far a plan has come: it is finished."""
-    shutil.rmtree(_folder(cache), ignore_errors=True)
+    remove_folder(_folder(cache))
 
 
 def read_committed(path: Path, expected: FileRecord, owner: str) -> Texts:
@@ -116,14 +120,20 @@ def read_committed(path: Path, expected: FileRecord, owner: str) -> Texts:
         CacheError: the file is missing or is not what was committed.
     """
     try:
-        data = path.read_bytes()
+        size = regular_file(path).st_size
     except FileNotFoundError:
         raise CacheError(f"{path} is missing: {owner} lists it") from None
+    if size != expected.bytes:
+        raise CacheError(f"{path} has {size} bytes but the plan says {expected.bytes}")
+    data = path.read_bytes()
     found = checksum(data)
     if found != expected.checksum:
         raise CacheError(f"{path} has checksum {found} but the plan says {expected.checksum}")
-    table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
-    return Texts(*(table.column(name).to_pylist() for name in ("id", "text", "source")))
+    batch = unpack(data, PLAN_SCHEMA, str(path), LARGEST)
+    texts = Texts(*(batch.column(name).to_pylist() for name in ("id", "text", "source")))
+    if (len(texts), texts.ids_digest) != (expected.rows, expected.ids_digest):
+        raise CacheError(f"{path} holds other rows than the plan says")
+    return texts
 
 
 def _folder(cache: Path) -> Path:

@@ -7,7 +7,7 @@ format and, where there are Parquet shards, how they are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from teacher_cache.format import (
-    MANIFEST_FILE,
-    PLAN_FILE,
-    Block,
-    CacheError,
-    Manifest,
-    identity_of,
-    read_json,
-    shard_path,
-)
+from teacher_cache import opening
+from teacher_cache.format import Block, CacheError
 from teacher_cache.shards import Shards, stacked
 
 
@@ -33,17 +25,27 @@ class CacheReader:
 
     Rows are numbered from 0; held-out rows are the last `manifest.held_out_rows`. `len(reader)`
     counts them all. Rows may be asked for in any order, and more than once. `check_sizes` looks
-    at the size of every shard before the first read.
+    at the size of every shard before the first read, `verify` reads them all and compares their
+    checksums, and tells `advance` of every one.
 
     Raises:
         CacheError: the folder holds no finished cache, or its files are not what it says.
     """
 
-    def __init__(self, path: str | Path, *, check_sizes: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        check_sizes: bool = True,
+        verify: bool = False,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self.path = Path(path)
-        self.manifest = _read_manifest(self.path)
+        self.manifest = opening.read_manifest(self.path)
         if check_sizes:
-            _check_sizes(self.path, self.manifest)
+            opening.check_sizes(self.path, self.manifest)
+        if verify:
+            opening.check_checksums(self.path, self.manifest, advance)
         self._shards = Shards(self.path, self.manifest)
 
     def __len__(self) -> int:
@@ -181,56 +183,3 @@ class CacheReader:
 
     def _values(self, name: str, rows: ArrayLike | Iterable[int]) -> list[Any]:
         return self._shards.values(name, self._rows(rows))
-
-
-def _read_manifest(path: Path) -> Manifest:
-    file = path / MANIFEST_FILE
-    if not file.exists():
-        if (path / PLAN_FILE).exists():
-            raise CacheError(
-                f"{path} is unfinished: it has a plan but no {MANIFEST_FILE}; "
-                "finish it with the jasper-cache build that began it"
-            )
-        raise CacheError(
-            f"{path} is no cache: expected a folder with {MANIFEST_FILE}; "
-            f"write one with: jasper-cache build --out {path}"
-        )
-    manifest = Manifest.from_json(read_json(file), str(file))
-    found = identity_of(
-        manifest.ids_digest,
-        manifest.held_out_rows,
-        manifest.rows_per_shard,
-        manifest.blocks,
-        manifest.pooled,
-    )
-    if found != manifest.identity:
-        raise CacheError(
-            f"{file}: what it describes has the identity {found}, but it claims "
-            f"{manifest.identity}: the file was changed"
-        )
-    if not _adds_up(manifest):
-        raise CacheError(f"{file}: its rows or widths do not add up: the file was changed")
-    return manifest
-
-
-def _adds_up(manifest: Manifest) -> bool:
-    rows = [shard.rows for shard in manifest.shards]
-    ends = [block.columns.stop for block in manifest.blocks]
-    return (
-        sum(rows) == manifest.rows
-        and all(count == manifest.rows_per_shard for count in rows[:-1])
-        and 0 <= manifest.held_out_rows < manifest.rows
-        and [0, *ends[:-1]] == [block.offset for block in manifest.blocks]
-        and ends[-1:] == [manifest.width]
-    )
-
-
-def _check_sizes(path: Path, manifest: Manifest) -> None:
-    for index, record in enumerate(manifest.shards):
-        shard = shard_path(path, index, record)
-        size = shard.stat().st_size if shard.exists() else None
-        if size != record.bytes:
-            raise CacheError(
-                f"{shard} has {'no' if size is None else size} bytes, its record says "
-                f"{record.bytes}; see what else is wrong with: jasper-cache verify {path}"
-            )

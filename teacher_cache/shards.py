@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from teacher_cache.format import CacheError, Manifest, shard_path, shard_schema
-from teacher_cache.mapping import map_file, will_need
+from teacher_cache import opening
+from teacher_cache.format import CacheError, Manifest, regular_file, shard_path
+from teacher_cache.mapping import will_need
 
 if TYPE_CHECKING:
     from teacher_cache.parquet import Windows
@@ -110,15 +111,11 @@ class Shards:
         known = self._mapped.get(number)
         if known is not None:
             return known
-        path = _path_of(self.path, self.manifest, number)
+        path, record = _path_of(self.path, self.manifest, number), self.manifest.shards[number]
         try:
-            batch = pa.ipc.open_file(map_file(path)).get_batch(0)
-            # Reads texts and no vectors. Where a text's offset is damaged, to use it could end the
-            # process: Arrow follows it wherever it points.
-            batch.validate(full=True)
-        except (pa.ArrowException, ValueError, OSError) as error:
-            raise CacheError(f"{path} cannot be read: {error}; {_advice(self.path)}") from None
-        _check(self.path, self.manifest, number, batch.schema, batch.num_rows)
+            batch = opening.map_shard(path, record, opening.expected_schema(self.manifest, number))
+        except CacheError as error:
+            raise CacheError(f"{error}; {_advice(self.path)}") from None
         columns = {name: _indexable(name, batch.column(name)) for name in batch.schema.names}
         data = columns["embedding"].reshape(-1).view(np.uint8).data
         mapped = self._mapped[number] = _Mapped(batch, columns, data)
@@ -141,19 +138,14 @@ def _path_of(path: Path, manifest: Manifest, number: int) -> Path:
 def _check(path: Path, manifest: Manifest, number: int, schema: pa.Schema, rows: int) -> None:
     """Refuse a shard of another cache or place, or one without the manifest's columns."""
     file = _path_of(path, manifest, number)
-    metadata = schema.metadata or {}
-    expected = {b"identity": manifest.identity.encode(), b"shard": str(number).encode()}
-    for key, value in expected.items():
-        if metadata.get(key) != value:
-            raise CacheError(
-                f"{file}: its {key.decode()} is {metadata.get(key)!r}, expected {value!r}: "
-                "the file belongs elsewhere"
-            )
-    kept = manifest.pooled
-    width = None if kept is None else kept.width
-    asked = shard_schema(manifest.width, len(manifest.blocks), width, {})
-    if schema != asked or rows != manifest.shards[number].rows:
-        raise CacheError(f"{file} has other columns or rows than expected; {_advice(path)}")
+    try:
+        opening.check_folder(file.parent)
+        regular_file(file)
+        opening.check_schema(schema, opening.expected_schema(manifest, number))
+        if rows != manifest.shards[number].rows:
+            raise ValueError("it has other rows than expected")
+    except ValueError as error:
+        raise CacheError(f"{file} cannot be read: {error}; {_advice(path)}") from None
 
 
 def _advice(path: Path) -> str:

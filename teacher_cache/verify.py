@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
 from data.corpus import text_id
+from teacher_cache import models
+from teacher_cache.finish import Build, first_difference
 from teacher_cache.format import (
+    BUILD_FILE,
     PLAN_FILE,
+    PLAN_FOLDER,
+    TEACHER_FOLDER,
+    Block,
     CacheError,
     FileRecord,
+    Plan,
+    plan_path,
     read_json,
     record_path,
+    regular_file,
     shard_path,
 )
+from teacher_cache.opening import check_folder, file_checksum
 from teacher_cache.plan import read_plan, read_texts
 from teacher_cache.reader import CacheReader
 
 NORM_TOLERANCE = 2e-3
 """How far from 1 a float16 row's norm may lie: rounding moves it by less than 1e-3."""
 
-_CHUNK = 1 << 24
+FITTED = "fitted:"
+"""How the repository of a teacher begins that lies beside the cache."""
+
+Part = Literal["shard", "record", "plan", "texts", "build", "teacher"]
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What is wrong with a part of a cache, in one line; `index` counts shards, or blocks."""
+
+    part: Part
+    index: int
+    line: str
 
 
 def verify(reader: CacheReader, advance: Callable[[int], None] = lambda _: None) -> list[str]:
@@ -33,63 +57,134 @@ def verify(reader: CacheReader, advance: Callable[[int], None] = lambda _: None)
     Of every shard: its file is there and has the size and checksum of its record; the record is
     the manifest's; every id is the digest of its text; the ids are those of the record; every
     vector is finite and of unit length. Of the plan, where it was kept: it is the manifest's, and
-    its files have their checksums. `advance` is told of every finished shard.
+    its files have their checksums. Of what the cache was begun with, and of fitted teachers, where
+    they were kept: they are the manifest's. `advance` is told of every finished shard.
     """
-    problems = list(_of_plan(reader))
+    return [damage.line for damage in find(reader, advance)]
+
+
+def find(
+    reader: CacheReader,
+    advance: Callable[[int], None] = lambda _: None,
+    shards: Collection[int] | None = None,
+) -> Iterator[Damage]:
+    """`verify`, part by part; of the shards, only those asked for, if any are."""
+    yield from _of_plan(reader)
+    yield from _of_build(reader)
+    for index, block in enumerate(reader.manifest.blocks):
+        if block.repository.startswith(FITTED):
+            yield from _of_teacher(reader, index, block)
     for index, expected in enumerate(reader.manifest.shards):
-        problems += _of_shard(reader, index, expected)
-        advance(1)
-    return problems
+        if shards is None or index in shards:
+            yield from _of_shard(reader, index, expected)
+            advance(1)
 
 
-def _of_plan(reader: CacheReader) -> Iterator[str]:
+def _of_plan(reader: CacheReader) -> Iterator[Damage]:
     where = reader.path / PLAN_FILE
     try:
+        check_folder(reader.path / PLAN_FOLDER)
         plan = read_plan(reader.path)
     except CacheError as error:
-        yield str(error)
+        yield Damage("plan", 0, str(error))
         return
     if plan is None:
+        if (reader.path / PLAN_FOLDER).exists():
+            yield Damage("plan", 0, f"{where} is missing")
         return
-    for name in ("rows", "held_out_rows", "rows_per_shard", "ids_digest", "corpus", "counts"):
-        if getattr(plan, name) != getattr(reader.manifest, name):
-            yield f"{where}: its {name} differs from the manifest's"
+    for name in different_fields(reader, plan):
+        yield Damage("plan", 0, f"{where}: its {name} differs from the manifest's")
     for index in range(len(plan.shards)):
         try:
             read_texts(reader.path, plan, index)
         except CacheError as error:
-            yield str(error)
+            yield Damage("texts", index, str(error))
+        except OSError as error:
+            path = plan_path(reader.path, index)
+            yield Damage("texts", index, f"{path} cannot be read ({error})")
 
 
-def _of_shard(reader: CacheReader, index: int, expected: FileRecord) -> Iterator[str]:
+def different_fields(reader: CacheReader, plan: Plan) -> list[str]:
+    """The fields in which a plan is not that of the manifest."""
+    names = ("rows", "held_out_rows", "rows_per_shard", "ids_digest", "corpus", "counts")
+    found = [name for name in names if getattr(plan, name) != getattr(reader.manifest, name)]
+    rows = [
+        [(shard.rows, shard.ids_digest) for shard in of.shards] for of in (plan, reader.manifest)
+    ]
+    return [*found, "shards"] if rows[0] != rows[1] else found
+
+
+def _of_build(reader: CacheReader) -> Iterator[Damage]:
+    where = reader.path / BUILD_FILE
+    try:
+        begun = Build.from_json(read_json(where), str(where))
+    except FileNotFoundError:
+        return
+    except CacheError as error:
+        yield Damage("build", 0, str(error))
+        return
+    manifest = reader.manifest
+    kind = manifest.shards[0].format
+    expected = Build(manifest.identity, manifest.blocks, manifest.pooled, kind)
+    difference = first_difference(begun.to_json(), expected.to_json(), "it")
+    if difference:
+        yield Damage("build", 0, f"{where} differs from the manifest: {difference}")
+
+
+def _of_teacher(reader: CacheReader, index: int, block: Block) -> Iterator[Damage]:
+    folder = reader.path / TEACHER_FOLDER / block.teacher
+    where = f"teacher {block.teacher!r} ({folder})"
+    try:
+        check_folder(folder.parent)
+        check_folder(folder)
+        if not folder.exists():
+            return
+        files = sorted(folder.iterdir())
+        for path in files:
+            regular_file(path)
+        found = models.fingerprint(folder, files)
+    except (CacheError, OSError) as error:
+        yield Damage("teacher", index, f"{where} cannot be read ({error})")
+        return
+    if found != block.fingerprint:
+        yield Damage(
+            "teacher", index, f"{where} has fingerprint {found}, its block says {block.fingerprint}"
+        )
+
+
+def _of_shard(reader: CacheReader, index: int, expected: FileRecord) -> Iterator[Damage]:
     path, record = shard_path(reader.path, index, expected), record_path(reader.path, index)
     where = f"shard {index} ({path})"
-    if not path.is_file():
-        yield f"{where} is missing"
-        return
     try:
         if FileRecord.from_json(read_json(record), str(record)) != expected:
-            yield f"{where}: its commit record differs from the manifest's"
+            line = f"{where}: its commit record differs from the manifest's"
+            yield Damage("record", index, line)
     except (CacheError, OSError) as error:
-        yield f"{where}: its commit record cannot be read ({error})"
-    size = path.stat().st_size
-    if size != expected.bytes:
-        yield f"{where} has {size} bytes but its record says {expected.bytes}"
-        return
-    found = file_checksum(path)
-    if found != expected.checksum:
-        yield f"{where} has checksum {found} but its record says {expected.checksum}"
-        return
+        yield Damage("record", index, f"{where}: its commit record cannot be read ({error})")
+    for cause in _of_file(reader, path, index, expected):
+        yield Damage("shard", index, f"{where}{cause}")
+
+
+def _of_file(reader: CacheReader, path: Path, index: int, expected: FileRecord) -> Iterator[str]:
     try:
-        yield from (f"{where}: {problem}" for problem in _of_rows(reader.shard(index), expected))
-    except CacheError as error:
-        yield f"{where}: {error}"
+        check_folder(path.parent)
+        size = regular_file(path).st_size
+        if size != expected.bytes:
+            yield f" has {size} bytes but its record says {expected.bytes}"
+            return
+        found = file_checksum(path)
+        if found != expected.checksum:
+            yield f" has checksum {found} but its record says {expected.checksum}"
+            return
+        yield from (f": {problem}" for problem in _of_rows(reader.shard(index), expected))
+    except FileNotFoundError:
+        yield " is missing"
+    except (CacheError, OSError) as error:
+        yield f": {error}"
 
 
 def _of_rows(batch: pa.RecordBatch, expected: FileRecord) -> Iterator[str]:
     ids: list[bytes] = batch.column("id").to_pylist()
-    if len(ids) != expected.rows:
-        yield f"it has {len(ids)} rows but its record says {expected.rows}"
     if xxhash.xxh3_128_hexdigest(b"".join(ids)) != expected.ids_digest:
         yield "its ids are not those of its record"
     texts = batch.column("text").to_pylist()
@@ -108,12 +203,3 @@ def _of_rows(batch: pa.RecordBatch, expected: FileRecord) -> Iterator[str]:
         bad = np.flatnonzero(~np.isfinite(states.reshape(len(column), -1)).all(axis=1))
         if len(bad):
             yield f"{len(bad)} pooled states are not finite, the first in row {bad[0]}"
-
-
-def file_checksum(path: Path) -> str:
-    """XXH3-128 of a file, in hexadecimal, read in pieces."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,9 @@ from teacher_cache.files import (
     commit_file,
     commit_first,
     commit_named,
+    commit_unless,
+    remove,
+    remove_if,
 )
 from teacher_cache.format import (
     FORMAT_VERSION,
@@ -37,9 +40,8 @@ from teacher_cache.format import (
     shard_schema,
 )
 
-_VALUES_AT_ONCE = 1 << 14
-"""So few stay in the processor's caches, and in this thread: with more torch would call up others,
-which the encoding beside it needs."""
+_ROWS_AT_ONCE = 16
+"""So few stay in the processor's caches between the product and its rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,11 @@ def write_record(path: Path, record: Record) -> None:
     commit_bytes(path, _json_of(record))
 
 
+def write_first(path: Path, record: Record) -> bool:
+    """`write_record` unless there is one: the first of several builders wins, others get False."""
+    return commit_first(path, _json_of(record))
+
+
 def _json_of(record: Record) -> bytes:
     text = json.dumps(record.to_json(), indent=1, sort_keys=True, ensure_ascii=False)
     return text.encode() + b"\n"
@@ -85,6 +92,24 @@ def _json_of(record: Record) -> bytes:
 
 def write_plan_file(cache: Path, index: int, texts: Texts) -> FileRecord:
     """Commit the texts of one shard, compressed: the source a damaged shard is rebuilt from."""
+    written = commit_file(plan_path(cache, index), lambda stream: _write_texts(stream, texts))
+    return _record_of(texts, written)
+
+
+def plan_shard(
+    cache: Path, index: int, texts: Texts, planned: Callable[[], bool]
+) -> FileRecord | None:
+    """`write_plan_file`, unless the cache is `planned` by then: None, and nothing was changed."""
+    path = plan_path(cache, index)
+    written = commit_unless(planned, path, lambda stream: _write_texts(stream, texts))
+    return None if written is None else _record_of(texts, written)
+
+
+def _record_of(texts: Texts, written: Written) -> FileRecord:
+    return FileRecord(len(texts), written.bytes, written.checksum, texts.ids_digest)
+
+
+def _write_texts(stream: BinaryIO, texts: Texts) -> None:
     table = pa.Table.from_arrays(
         [
             pa.array(texts.ids, pa.binary(16)),
@@ -93,8 +118,7 @@ def write_plan_file(cache: Path, index: int, texts: Texts) -> FileRecord:
         ],
         schema=PLAN_SCHEMA,
     )
-    written = commit_file(plan_path(cache, index), lambda s: _write_table(s, table, "zstd"))
-    return FileRecord(len(texts), written.bytes, written.checksum, texts.ids_digest)
+    _write_table(stream, table, "zstd")
 
 
 def write_shard(
@@ -155,15 +179,15 @@ def write_rows(
         write,
         lambda written: shard_path(cache, index, record_of(written)),
     )
-    record, place = record_of(written), record_path(cache, index)
-    if not commit_first(place, _json_of(record)):
+    record = record_of(written)
+    while not write_first(record_path(cache, index), record):
         other = committed(cache, index)
         if other is not None:
-            if other.checksum != record.checksum:
-                shard_path(cache, index, record).unlink(missing_ok=True)
+            if shard_path(cache, index, other) != shard_path(cache, index, record):
+                remove(shard_path(cache, index, record))
             return other
-        # The record there is of a lost file.
-        write_record(place, record)
+        # The record there is of a lost file. Another builder may be replacing it as well.
+        remove_if(record_path(cache, index), lambda aside: _whole(cache, index, aside) is None)
     return record
 
 
@@ -193,35 +217,36 @@ def _table(index: int, rows: Rows, identity: str) -> pa.Table:
 
 
 def committed(cache: Path, index: int) -> FileRecord | None:
-    """The record of a shard, None unless it and a file of the recorded size are there."""
-    path = record_path(cache, index)
-    if not path.exists():
+    """The record of a shard, None unless it and a file of the recorded size are there.
+
+    A record that cannot be read is none: the shard is encoded again.
+    """
+    return _whole(cache, index, record_path(cache, index))
+
+
+def _whole(cache: Path, index: int, place: Path) -> FileRecord | None:
+    try:
+        record = FileRecord.from_json(read_json(place), str(place))
+        size = shard_path(cache, index, record).stat().st_size
+    except (CacheError, FileNotFoundError):
         return None
-    record = FileRecord.from_json(read_json(path), str(path))
-    shard = shard_path(cache, index, record)
-    return record if shard.exists() and shard.stat().st_size == record.bytes else None
+    return record if size == record.bytes else None
 
 
 def concatenate(vectors: Sequence[FloatArray], norms: FloatArray) -> NDArray[np.float16]:
     """The target of the paper: norm(norm(a) ‖ norm(b) ‖ …), as float16 [n, sum of widths].
 
-    `norms` [n, k] are the L2 norms of the k blocks' raw rows. torch rounds to float16 several times
-    as fast as numpy, to the same values.
+    `norms` [n, k] are the L2 norms of the k blocks' raw rows.
     """
-    import torch
-
     share = 1 / np.sqrt(len(vectors))
-    width = sum(block.shape[1] for block in vectors)
-    rows = np.empty((len(norms), width), np.float16)
-    shared = torch.from_numpy(rows)
+    rows = np.empty((len(norms), sum(block.shape[1] for block in vectors)), np.float16)
     offset = 0
     for column, block in enumerate(vectors):
-        scale = torch.from_numpy((share / norms[:, column, None]).astype(np.float32))
-        target = shared[:, offset : offset + block.shape[1]]
-        step = max(1, _VALUES_AT_ONCE // block.shape[1])
-        for start in range(0, len(norms), step):
-            part = slice(start, start + step)
-            target[part] = torch.from_numpy(block[part]) * scale[part]
+        scale = (share / norms[:, column, None]).astype(np.float32)
+        target = rows[:, offset : offset + block.shape[1]]
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            target[part] = block[part] * scale[part]
         offset += block.shape[1]
     return rows
 

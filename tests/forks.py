@@ -27,3 +27,10 @@ def died(process: int) -> bool:
         return True
     assert os.WEXITSTATUS(status) == 0, "the work failed, see above"
     return False
+
+
+def ended(process: int) -> bool:
+    """Whether a process came to its end by itself, without waiting for it."""
+    done, status = os.waitpid(process, os.WNOHANG)
+    assert not done or status == 0, "the work failed, see above"
+    return done != 0

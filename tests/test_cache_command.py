@@ -106,7 +106,9 @@ def assert_refused(ran: Ran, *words: str) -> None:
     assert ran.code == 2, ran
     *before, line = ran.err.splitlines()
     assert line.startswith("error: ")
-    assert all(progress.startswith(("planning: ", "encoding: ")) for progress in before)
+    assert all(
+        progress.startswith(("planning: ", "encoding: ", "verifying: ")) for progress in before
+    )
     assert all(word in line for word in words), line
     assert ran.out == ""
 
@@ -174,7 +176,8 @@ def test_verify_ends_with_1_and_names_the_damaged_shards(
     shard_file(own, 2).write_bytes(data)
     ran = command("verify", own)
     assert ran.code == 1
-    first, second = ran.out.splitlines()
+    first, second, advice = ran.out.splitlines()
+    assert advice == f"mend it with: jasper-cache repair {own}"
     assert first == f"shard 0 ({shard_file(own, 0)}) is missing"
     assert second.startswith(f"shard 2 ({shard_file(own, 2)}) has checksum ")
     assert "error" not in ran.err
@@ -310,7 +313,7 @@ def test_damaged_plan_stops_a_build_in_one_line(command: Command, place: Path) -
     build(command, place)
     shard_file(place / "cache", 0).unlink()
     plan_path(place / "cache", 0).write_bytes(b"")
-    assert_refused(build(command, place), "00000.arrow has checksum", "but the plan says")
+    assert_refused(build(command, place), "00000.arrow has 0 bytes", "but the plan says")
 
 
 def test_interrupt_says_what_stays_and_a_bug_keeps_its_traceback(

@@ -1,4 +1,4 @@
-"""A build that is killed and run again ends as if nothing had happened; two share one as well."""
+"""A build that is killed and run again ends as if nothing had happened; so do many at once."""
 
 import json
 import subprocess
@@ -12,10 +12,10 @@ Deaths = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def trials(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Deaths]:
+def trials(memory_folder: Path) -> dict[str, Deaths]:
     script = Path(__file__).with_name("crashing.py")
     result = subprocess.run(
-        [sys.executable, "-W", "error", str(script), str(tmp_path_factory.mktemp("crashes"))],
+        [sys.executable, "-W", "error", str(script), str(memory_folder)],
         stdout=subprocess.PIPE,
         check=True,
     )
@@ -23,33 +23,23 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Deaths]:
     return found
 
 
-def test_build_killed_before_any_of_its_files_has_its_name_ends_byte_for_byte_the_same(
-    trials: dict[str, Deaths],
-) -> None:
-    deaths = trials["every_call"]
-    assert [death["differs"] for death in deaths] == [[]] * len(deaths)
-    # Every death left one temporary file and, before the last, everything but the manifest.
-    assert all(sum(name.endswith(".tmp") for name in death["left"]) == 1 for death in deaths)
-    last = [name for name in deaths[-1]["left"] if not name.endswith(".tmp")]
-    assert len(last) == len(deaths) - 1
-    assert "shards/00002.json" in last
-    assert "manifest.json" not in last
-
-
 def test_build_killed_again_and_again_ends_byte_for_byte_the_same(
     trials: dict[str, Deaths],
 ) -> None:
-    for death in trials["again_and_again"]:
-        assert death["left"], "it was never killed"
-        assert death["differs"] == []
+    found = trials["again_and_again"]
+    assert [death["differs"] for death in found] == [[]] * len(found)
+    # How many deaths a seed brings is the machine's affair; that there are some is the test's.
+    assert sum(len(death["left"]) for death in found) >= 4
 
 
-def test_rewriting_a_lost_shard_may_be_killed_too(trials: dict[str, Deaths]) -> None:
-    """The lost shard's records tell of other bytes: they must not outlive it."""
-    assert len(trials["lost_shard"]) == 5
-    assert all(death["differs"] == [] for death in trials["lost_shard"])
-
-
-def test_two_ranks_write_together_what_one_writes_alone(trials: dict[str, Deaths]) -> None:
-    (result,) = trials["two_ranks"]
-    assert result["differs"] == []
+@pytest.mark.parametrize("trial", ["competing", "sharing"])
+def test_builders_of_one_cache_may_be_killed_and_stopped(
+    trial: str, trials: dict[str, Deaths]
+) -> None:
+    """One that is woken when the cache is finished changes nothing, though its vectors differ."""
+    for outcome in trials[trial]:
+        assert outcome["problems"] == []
+        assert outcome["texts"]
+        assert outcome["changed"] == []
+    assert sum(outcome["kills"] for outcome in trials[trial]) >= 3
+    assert trial == "sharing" or sum(outcome["stopped"] for outcome in trials[trial]) >= 4

@@ -1,5 +1,6 @@
 """A file appears whole, checksummed and durable, or not at all."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,15 @@ from typing import Any, BinaryIO
 import pytest
 import xxhash
 
-from teacher_cache.files import commit_bytes, commit_file, remove_leftovers
+from teacher_cache.files import (
+    commit_bytes,
+    commit_file,
+    commit_first,
+    commit_folder,
+    remove_if,
+    remove_leftovers,
+)
+from teacher_cache.format import CacheError
 
 
 @contextmanager
@@ -69,9 +78,16 @@ def test_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new"
 
 
-@pytest.mark.parametrize("error", [OSError("no space"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), CacheError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+    ids=repr,
+)
 def test_failed_write_leaves_the_old_file_and_no_other(
-    error: BaseException, tmp_path: Path
+    error: BaseException, told: type[BaseException], tmp_path: Path
 ) -> None:
     path = tmp_path / "file"
     commit_bytes(path, b"old")
@@ -80,8 +96,9 @@ def test_failed_write_leaves_the_old_file_and_no_other(
         stream.write(b"half of the new")
         raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(told) as raised:
         commit_file(path, write)
+    assert told is KeyboardInterrupt or f"{path} cannot be written: No space" in str(raised.value)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
 
@@ -101,10 +118,54 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -
     with half_way(tmp_path) as (builder, left):
         builder.kill()
         builder.wait()
-        assert left.read_bytes() == b""
+        assert left.read_bytes() == b"half"
         with half_way(tmp_path) as (_, held):
             remove_leftovers(tmp_path)
             assert {path.name for path in tmp_path.iterdir()} == {*kept, held.name}
+
+
+def test_first_of_several_files_stays(tmp_path: Path) -> None:
+    assert commit_first(tmp_path / "file", b"first")
+    assert not commit_first(tmp_path / "file", b"second")
+    assert (tmp_path / "file").read_bytes() == b"first"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_folder_appears_whole_and_the_first_of_several_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+
+    def fill(aside: Path, data: bytes = b"first") -> None:
+        commit_bytes(aside / "one", data)
+        assert not folder.exists() or data == b"second"
+        commit_bytes(aside / "other", data)
+
+    commit_folder(folder, fill)
+    commit_folder(folder, lambda aside: fill(aside, b"second"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        "one": b"first",
+        "other": b"first",
+    }
+    assert [path.name for path in folder.parent.iterdir()] == ["folder"]
+
+
+def test_folder_that_cannot_be_filled_leaves_nothing(tmp_path: Path) -> None:
+    def fill(aside: Path) -> None:
+        commit_bytes(aside / "one", b"half of it")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        commit_folder(tmp_path / "folder", fill)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unwanted_file_is_removed_and_what_took_its_place_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for data, kept in ((b"unwanted", []), (b"wanted", ["file"])):
+        commit_bytes(path, data)
+        remove_if(path, lambda aside: aside.read_bytes() == b"unwanted")
+        assert [file.name for file in tmp_path.iterdir()] == kept
+    assert path.read_bytes() == b"wanted"
+    remove_if(tmp_path / "gone", lambda _: True)
 
 
 _HALF_WAY = """

@@ -27,10 +27,16 @@ MAY_IMPORT = {
     ),
     "teacher_cache": ("teacher_cache", "data"),
     "teacher_cache.format": (),
-    "teacher_cache.reader": ("teacher_cache.format", "teacher_cache.shards"),
+    "teacher_cache.opening": ("teacher_cache.format", "teacher_cache.mapping"),
+    "teacher_cache.reader": (
+        "teacher_cache.format",
+        "teacher_cache.opening",
+        "teacher_cache.shards",
+    ),
     "teacher_cache.shards": (
         "teacher_cache.format",
         "teacher_cache.mapping",
+        "teacher_cache.opening",
         "teacher_cache.parquet",
     ),
     "teacher_cache.mapping": (),
@@ -80,8 +86,8 @@ def under(name: str, prefix: str) -> bool:
 
 
 def test_the_walk_sees_imports_of_every_form() -> None:
-    seen = set(imports(ROOT / "teacher_cache" / "build.py"))
-    assert {"data.corpus", "teacher_cache.located", "teacher_cache.encoders.loading"} <= seen
+    seen = set(imports(ROOT / "teacher_cache" / "verify.py"))
+    assert {"data.corpus", "teacher_cache.reader", "teacher_cache.models"} <= seen
     assert len(FILES) > 40
 
 
@@ -113,10 +119,8 @@ def test_a_cache_opens_with_neither_torch_nor_anything_else_of_ours(cache: Cache
         f"CacheReader({str(cache.path)!r}).vectors([0])"
     )
     ours = {name for name in loaded if name.split(".")[0] in PACKAGES}
-    assert ours == {
-        "teacher_cache",
-        *(f"teacher_cache.{n}" for n in ("format", "reader", "shards", "mapping")),
-    }
+    modules = ("format", "mapping", "opening", "reader", "shards")
+    assert ours == {"teacher_cache", *(f"teacher_cache.{name}" for name in modules)}
     assert not loaded & {*HEAVY, "pydantic"}
 
 
@@ -137,7 +141,7 @@ def test_help_loads_nothing_heavy() -> None:
         "import contextlib, io\n"
         "from cli import cache, student, train\n"
         "lines = [(cache.app, []), (student.app, []), (train.app, [])]\n"
-        "names = 'build', 'inspect', 'search', 'verify', 'join', 'merge', 'export'\n"
+        "names = 'build', 'inspect', 'search', 'verify', 'repair', 'join', 'merge', 'export'\n"
         "lines += [(cache.app, [name]) for name in names]\n"
         "lines += [(student.app, [name]) for name in ('evaluate', 'export')]\n"
         "for app, line in lines:\n"
@@ -157,6 +161,7 @@ def test_training_and_evaluating_load_no_teacher() -> None:
     allowed = {
         "teacher_cache",
         "teacher_cache.mapping",
+        "teacher_cache.opening",
         "teacher_cache.shards",
         *MAY_IMPORT["student"][1:],
     }

@@ -176,7 +176,9 @@ def test_shard_of_another_place_is_refused(own: Path) -> None:
     shard_file(own, 0).write_bytes(shard_file(own, 1).read_bytes())
     reader = CacheReader(own, check_sizes=False)
     for read in (reader.vectors, reader.texts):
-        with pytest.raises(CacheError, match=r"00000-\w+\.parquet: its shard is b'1', expected"):
+        with pytest.raises(
+            CacheError, match=r"00000-\w+\.parquet cannot be read: its shard is b'1', expected"
+        ):
             read([0])
 
 

@@ -197,7 +197,9 @@ def test_missing_or_short_shard_is_named_at_once(damage: Callable[[Path], None],
 def test_shard_of_another_place_is_refused(own: Path) -> None:
     shutil.copy(shard_file(own, 1), shard_file(own, 0))
     reader = CacheReader(own, check_sizes=False)
-    with pytest.raises(CacheError, match=r"00000-\w+\.arrow: its shard is b'1', expected b'0'"):
+    with pytest.raises(
+        CacheError, match=r"00000-\w+\.arrow cannot be read: its shard is b'1', expected b'0'"
+    ):
         reader.vectors([0])
 
 
@@ -206,7 +208,9 @@ def test_shard_of_another_cache_is_refused(own: Path, tmp_path: Path) -> None:
     made(tmp_path / "other", corpus(tmp_path), [lsa()])
     shutil.copy(shard_file(tmp_path / "other", 1), shard_file(own, 1))
     reader = CacheReader(own, check_sizes=False)
-    with pytest.raises(CacheError, match=r"00001-\w+\.arrow: its identity is .* belongs elsewhere"):
+    with pytest.raises(
+        CacheError, match=r"00001-\w+\.arrow cannot be read: its identity is .* belongs elsewhere"
+    ):
         reader.texts([20])
 
 

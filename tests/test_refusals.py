@@ -10,6 +10,7 @@ from shard_files import shard_file
 from small_models import change_weights
 
 from data.corpus import Corpus
+from teacher_cache.finish import check_new
 from teacher_cache.format import CacheError, read_json, record_path
 from teacher_cache.models import ModelError
 from teacher_cache.ranks import Rank
@@ -213,3 +214,10 @@ def test_ranks_come_from_the_launchers_environment() -> None:
 def test_rank_of_no_possible_job_is_refused(rank: str, world: str) -> None:
     with pytest.raises(CacheError, match=f"expected RANK to be a number .* found RANK={rank}"):
         Rank.from_environment({"RANK": rank, "WORLD_SIZE": world})
+
+
+def test_folder_that_another_builder_planned_a_moment_ago_is_not_refused(
+    cache: CacheReader,
+) -> None:
+    """It had no plan when this one looked: now it has one, and more besides."""
+    check_new(cache.path)

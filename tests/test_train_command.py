@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from jobs import copy
+from shard_files import shard_file
 from small_caches import write_cache
 
 from cli import student as student_command
@@ -177,6 +179,25 @@ def test_evaluation_of_a_folder_without_a_stage_is_one_line(
 ) -> None:
     assert call(student_command.main, "evaluate", tmp_path) == 2
     assert "holds no finished stage" in capsys.readouterr().err
+
+
+def test_training_verifies_the_shards_first_if_asked(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = copy(folder, tmp_path / "own")
+    assert train(own, "--verify", "--dry-run", out="new") == 0
+    assert "verifying: 4/4 (100%)" in capsys.readouterr().err
+    path = shard_file(own / "cache", 2)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert train(own, "--dry-run", out="new") == 0
+    assert train(own, "--verify", "--dry-run", out="new") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: shard 2 ({path}) has checksum ")
+    assert line.endswith(f"mend it with: jasper-cache repair {own / 'cache'}")
 
 
 def test_stages_and_their_fields_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from data.corpus import text_id
 from teacher_cache.encoders.protocol import Encoded
 from teacher_cache.format import CacheError, FileRecord, read_json, record_path
-from teacher_cache.verify import file_checksum
+from teacher_cache.opening import file_checksum
 from teacher_cache.writer import Texts, write_shard
 
 WORDS = ["one", "two", "three", "four and more", "Fünf 🥁"]

@@ -3,7 +3,7 @@
 Each encoder module offers two functions: `files(folder, teacher)`, which names every file it will
 read and refuses, before any weight is loaded, a folder that is not what it expects; and
 `load(folder, teacher, device=…, token_budget=…)`, which gives the `Encoder` (a budget of None is
-the device's default). A teacher without published weights adds `fit` and `is_fitted`.
+the device's default). A teacher without published weights adds `fit`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from teacher_cache import models
 from teacher_cache.encoders.protocol import Encoder
+from teacher_cache.files import commit_folder, remove_folder
 from teacher_cache.format import Block
 from teacher_cache.teachers import EncoderKind, Teacher, TeacherError
 
@@ -59,16 +60,32 @@ def inspect_files(teacher: Teacher, folder: Path) -> list[Path]:
 def fit(teacher: Teacher, folder: Path, texts: Iterable[str]) -> None:
     """Fit a teacher that has no weights of its own on sample texts, and keep it in `folder`.
 
-    Does nothing where it was fitted before: a fitted teacher never changes.
+    Does nothing where it was fitted before: a fitted teacher never changes. The folder appears
+    whole, and of several builders who fit one teacher the first one's stays.
     """
-    if not is_fitted(teacher, folder):
-        _module(teacher).fit(folder, teacher, texts)
+    if not folder.is_dir():
+        commit_folder(folder, lambda aside: _module(teacher).fit(aside, teacher, texts))
 
 
-def is_fitted(teacher: Teacher, folder: Path) -> bool:
-    """Whether a fitted teacher lies whole in `folder`."""
-    whole: bool = _module(teacher).is_fitted(folder)
-    return whole
+def fit_again(teacher: Teacher, folder: Path, texts: Iterable[str], fingerprint: str) -> None:
+    """Fit a teacher whose folder was damaged, and replace it, if the same teacher comes of it.
+
+    Raises:
+        TeacherError: another one does.
+    """
+
+    def fill(aside: Path) -> None:
+        _module(teacher).fit(aside, teacher, texts)
+        found = models.fingerprint(aside, inspect_files(teacher, aside))
+        if found != fingerprint:
+            raise TeacherError(
+                f"teacher {teacher.name!r}: fitted again, its fingerprint is {found}, but the "
+                f"cache was built with {fingerprint}: mend it on a machine like that it was "
+                "fitted on, or from a copy"
+            )
+        remove_folder(folder)
+
+    commit_folder(folder, fill)
 
 
 def load_encoder(

@@ -40,11 +40,6 @@ def files(folder: Path, teacher: Teacher) -> list[Path]:
     return found
 
 
-def is_fitted(folder: Path) -> bool:
-    """Whether the folder holds a whole fitted teacher: the weights are written last."""
-    return (folder / WEIGHTS_FILE).is_file()
-
-
 def fit(folder: Path, teacher: Teacher, texts: Iterable[str]) -> None:
     """Fit vocabulary, inverse document frequencies and the SVD, and write them to `folder`.
 
