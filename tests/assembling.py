@@ -13,8 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from crashing import TEACHERS, TEXTS, differences, killed_at
-from forks import died, forked
+from crashing import TEACHERS, TEXTS, differences
+from forks import died, forked, killed_at
 from jobs import contents, corpus, lsa, made, write_corpus
 
 from teacher_cache.export import export

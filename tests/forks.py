@@ -1,8 +1,11 @@
 """Work in processes of its own, which a trial may kill."""
 
 import os
+import signal
+import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 Work = Callable[[], None]
 
@@ -34,3 +37,22 @@ def ended(process: int) -> bool:
     done, status = os.waitpid(process, os.WNOHANG)
     assert not done or status == 0, "the work failed, see above"
     return done != 0
+
+
+def killed_at(moment: int, work: Work, folder: Path) -> Work:
+    """The same work, killed when a file of the folder is named for that time, counted from 1."""
+
+    def doomed() -> None:
+        seen = 0
+
+        def die(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal seen
+            if event in ("os.rename", "os.link") and str(arguments[0]).startswith(str(folder)):
+                seen += 1
+                if seen == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(die)
+        work()
+
+    return doomed
