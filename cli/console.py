@@ -14,6 +14,7 @@ import typer
 EXPECTED = (
     ("cli.recipe", "RecipeError"),
     ("data.corpus", "CorpusError"),
+    ("data.images", "ImageError"),
     ("teacher_cache.format", "CacheError"),
     ("teacher_cache.models", "ModelError"),
     ("student.stages", "StageError"),

@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data.corpus import CorpusSpec, SourceSpec
-from student.spec import StudentSpec
+from data.pairs import PairsSpec
+from student.spec import StudentSpec, VisionSpec
 from student.stages import LossWeights, StageSpec, stage
 from teacher_cache.teachers import TeacherSpec
 
@@ -32,6 +33,7 @@ class Recipe(BaseModel):
     seed: int = Field(0, description="seed of the order of training and of new heads")
     corpus: CorpusSpec | None = Field(None, description="the texts")
     teachers: tuple[TeacherSpec, ...] = Field((), description="in the order of their blocks")
+    images: PairsSpec | None = Field(None, description="image-caption pairs, for stage 4")
     student: StudentSpec = Field(default_factory=StudentSpec)
     stages: dict[int, dict[str, Any]] = Field(
         default_factory=dict, description="changes to the table of stages, by number"
@@ -83,7 +85,8 @@ def _in_words(error: ValidationError) -> str:
 
 def _hint(key: str) -> str:
     models: Sequence[type[BaseModel]] = (
-        Recipe, CorpusSpec, SourceSpec, TeacherSpec, StudentSpec, StageSpec, LossWeights,
+        Recipe, CorpusSpec, SourceSpec, TeacherSpec, StudentSpec, StageSpec, LossWeights, PairsSpec,
+        VisionSpec,
     )  # fmt: skip
     known = {name for model in models for name in model.model_fields}
     near = difflib.get_close_matches(key, sorted(known), n=1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import phase, print_table, quiet_libraries, run
+from cli.recall import recall
 
 if TYPE_CHECKING:
     from student.model import Student
@@ -117,6 +118,9 @@ def _trained(heads: str, trained: list[str]) -> list[str]:
     return entries
 
 
+app.command()(recall)
+
+
 @app.command()
 def export(
     trained: RunArgument,
@@ -125,11 +129,28 @@ def export(
         str,
         typer.Option(help="fc1, fc2 …, fc1[:512]: its first columns, or pooled: without a head."),
     ] = "fc1",
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="sentence-transformers: one head, texts alone; jasper: the layout of the released "
+            "checkpoint, all trained heads, texts and images.",
+        ),
+    ] = "sentence-transformers",
+    dtype: Annotated[
+        str, typer.Option(help="Of jasper's weights: float32, or bfloat16 as in the release.")
+    ] = "float32",
 ) -> None:
-    """Write a sentence-transformers folder that loads without any code of this project.
+    """Write a folder that loads without any code of this project.
 
     Example: `jasper-student export runs/a out/ --head fc2`
     """
+    from cli.recipe import RecipeError
+
+    if layout not in ("sentence-transformers", "jasper"):
+        raise RecipeError(f"--format is sentence-transformers or jasper, found {layout!r}")
+    if dtype not in ("float32", "bfloat16"):
+        raise RecipeError(f"--dtype is float32 or bfloat16, found {dtype!r}")
     from student.run import last_stage, read_record
 
     folder = last_stage(trained)
@@ -139,6 +160,12 @@ def export(
 
     quiet_libraries()
     student: Student = load(folder / "model")
+    if layout == "jasper":
+        from student.export import export_jasper
+
+        export_jasper(student, out, dtype=dtype, record=record)
+        typer.echo(f"{out}: stage {record['number']} in the layout of the released checkpoint")
+        return
     write(student, out, head=head, record=record)
     typer.echo(
         f"{out}: stage {record['number']}, {head}. Load it, in any environment that has "

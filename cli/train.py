@@ -67,6 +67,10 @@ def train(
             "require or off."
         ),
     ] = "auto",
+    captions: Annotated[
+        Path | None,
+        typer.Option(help="Stage 4: a cache over the captions, made by the student of stage 3."),
+    ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what this stage has done so far.")
@@ -90,12 +94,14 @@ def train(
     """Train one stage of a student.
 
     Stage 1 trains FC1 alone, stage 2 also the last three layers, stage 3 everything on the text
-    side with the reduced heads. A stage starts from the one before it in the same run; one that
-    was interrupted goes on from its last checkpoint; one that is done is left alone.
+    side with the reduced heads, stage 4 the vision encoder, on images and their captions. A stage
+    starts from the one before it in the same run; one that was interrupted goes on from its last
+    checkpoint; one that is done is left alone.
 
     Example: `jasper-train --stage 1 --cache cache/ --out runs/a --recipe recipes/demo.toml`
     """
     from cli.recipe import RecipeError, load
+    from cli.seeing import seeing_of
     from student.run import StageRun
     from student.stages import check, with_weights
     from teacher_cache.ranks import Rank
@@ -126,23 +132,26 @@ def train(
     names = tuple(block.teacher for block in reader.blocks(asked))
     target_width = reader.width(names)
     widths = {"fc1": target_width, **book.student.reduced_heads}
-    check(spec, widths, target_width, len(reader.train_rows), reader.teachers)
+    seeing = seeing_of(book, base, spec, captions)
+    rows = len(reader.train_rows) if seeing is None else len(seeing.pairs.train)
+    check(spec, widths, target_width, rows, reader.teachers)
     stage_run = StageRun(
         out=out,
         stage=stage,
         spec=spec,
-        student=book.student,
+        student=book.student.text_side if seeing is None else book.student,
         identity=reader.identity,
         teachers=names,
         seed=book.seed if seed is None else seed,
         init_from=init_from,
+        images=None if seeing is None else seeing.pairs.identity,
     )
     from student.run import FRESH, start_of
     from teacher_cache.models import locate
 
     init, _ = locate(book.student.init, book.student.revision, what="the student's init", base=base)
     if dry_run:
-        _print_plan(stage_run, reader, init)
+        _print_plan(stage_run, reader, init, seeing)
         return
     if restart:
         shutil.rmtree(stage_run.folder, ignore_errors=True)
@@ -173,6 +182,7 @@ def train(
             stage_run,
             reader,
             init,
+            seeing=seeing,
             settings=Settings(
                 precision=precision,  # type: ignore[arg-type]
                 save_every=save_every,
@@ -197,11 +207,11 @@ def _weights(text: str) -> dict[str, float]:
         raise RecipeError(f"--weights is like relative=0,similarity=100, found {text!r}") from None
 
 
-def _print_plan(stage_run: Any, reader: Any, init: Path) -> None:
+def _print_plan(stage_run: Any, reader: Any, init: Path, seeing: Any) -> None:
     from student.plan import plan
 
     quiet_libraries()
-    facts = plan(stage_run, reader, init)
+    facts = plan(stage_run, reader, init, seeing)
     typer.echo(json.dumps(facts["stage"], indent=1))
     print_table(
         f"Stage {stage_run.stage}: what would be trained",

@@ -16,7 +16,7 @@ show jasper-cache build --recipe $RECIPE --out "$OUT/cache"
 for stage in 1 2 3; do
     show jasper-train --stage $stage --cache "$OUT/cache" --out "$OUT/run" --recipe $RECIPE
 done
-show jasper-student evaluate "$OUT/run"
+show jasper-student evaluate "$OUT/run/stage-3"
 if [ -e "$OUT/model/modules.json" ]; then
     cat <<END
 
@@ -27,5 +27,7 @@ $OUT/model: exported before. Load it, in any environment that has sentence-trans
     vectors = model.encode(["a text", "another"])
 END
 else
-    show jasper-student export "$OUT/run" "$OUT/model" --head fc1
+    show jasper-student export "$OUT/run/stage-3" "$OUT/model" --head fc1
 fi
+show jasper-train --stage 4 --cache "$OUT/cache" --out "$OUT/run" --recipe $RECIPE
+show jasper-student recall "$OUT/run" --recipe $RECIPE

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from student.model import PooledBatch, Student, StudentBatch, TextBatch
+from student.inputs import PooledBatch, StudentBatch, TextBatch
+from student.model import Student
 from student.order import Order
 from teacher_cache.format import shard_path
 from teacher_cache.reader import CacheReader
@@ -27,19 +28,59 @@ T = TypeVar("T")
 PREFETCH = 2
 """Steps between asking the disk for a batch's vectors and reading them."""
 
-Inputs = Callable[[NDArray[np.int64]], StudentBatch]
+Rows = NDArray[np.int64]
+Target = Tensor | StudentBatch
+"""The teachers' vectors [b, T]; or captions, whose vectors the student itself gives."""
+Inputs = Callable[[Rows], StudentBatch]
 """What the student is given for these rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One process's share of a step: its rows, their texts (or the states of these) and their
-    targets [b, T] in float16."""
+    """One process's share of a step: its rows, what the student is given for them (texts, the
+    states of these, or images), and their targets."""
 
     step: int
-    rows: NDArray[np.int64]
+    rows: Rows
     texts: StudentBatch
-    target: Tensor
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What a stage trains on. `of` gives, for some rows, what the student reads and the target.
+
+    Rows to train on are 0 to `train` - 1; `held_out` are others. Together they have a place
+    (`where`, for people). `ahead` and `prefetch` tell the system which shards, which rows are next.
+    """
+
+    train: int
+    held_out: Rows
+    of: Callable[[Rows], tuple[StudentBatch, Target]]
+    rows_per_shard: int
+    where: str
+    ahead: Callable[[Sequence[int]], None] = lambda _shards: None
+    prefetch: Callable[[Rows], None] = lambda _rows: None
+
+
+def cached(reader: CacheReader, inputs: Inputs, teachers: Sequence[str] | None = None) -> Samples:
+    """The rows of a cache, with the vectors of some of its teachers in float16; all for None."""
+
+    def of(rows: Rows) -> tuple[StudentBatch, Target]:
+        return inputs(rows), torch.from_numpy(reader.vectors(rows, teachers))
+
+    def ahead(shards: Sequence[int]) -> None:
+        read_ahead(shard_path(reader.path, n, reader.manifest.shards[n]) for n in shards)
+
+    return Samples(
+        train=len(reader.train_rows),
+        held_out=np.asarray(reader.held_out_rows, np.int64),
+        of=of,
+        rows_per_shard=reader.manifest.rows_per_shard,
+        where=str(reader.path),
+        ahead=ahead,
+        prefetch=reader.prefetch,
+    )
 
 
 def texts_of(reader: CacheReader, student: Student, micro_batch: int | None = None) -> Inputs:
@@ -48,11 +89,15 @@ def texts_of(reader: CacheReader, student: Student, micro_batch: int | None = No
     Texts of like length are padded together: `micro_batch` of them, or a quarter of all.
     """
 
-    def inputs(rows: NDArray[np.int64]) -> TextBatch:
-        chunks = len(rows) // micro_batch if micro_batch else 4
-        return student.batch(reader.texts(rows), max(1, chunks))
+    def inputs(rows: Rows) -> TextBatch:
+        return student.batch(reader.texts(rows), chunks_of(len(rows), micro_batch))
 
     return inputs
+
+
+def chunks_of(rows: int, micro_batch: int | None) -> int:
+    """Into how many chunks so many rows are cut."""
+    return max(1, rows // micro_batch if micro_batch else 4)
 
 
 def states_of(reader: CacheReader) -> Inputs:
@@ -61,12 +106,10 @@ def states_of(reader: CacheReader) -> Inputs:
 
 
 def batches(
-    reader: CacheReader,
-    inputs: Inputs,
+    samples: Samples,
     order: Order,
     steps: Iterable[int],
     *,
-    teachers: Sequence[str] | None = None,
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
@@ -79,7 +122,7 @@ def batches(
     advised: tuple[int, ...] = ()
 
     @lru_cache(maxsize=2 * PREFETCH)
-    def own_rows(step: int) -> NDArray[np.int64]:
+    def own_rows(step: int) -> Rows:
         return order.rows_of(step)[process * share : (process + 1) * share]
 
     def make(step: int) -> Batch:
@@ -87,12 +130,11 @@ def batches(
         ahead = order.shards_next(step)
         if ahead != advised:
             advised = ahead
-            read_ahead(shard_path(reader.path, n, reader.manifest.shards[n]) for n in ahead)
+            samples.ahead(ahead)
         if not ahead:
-            reader.prefetch(own_rows(step + PREFETCH))
+            samples.prefetch(own_rows(step + PREFETCH))
         rows = own_rows(step)
-        target = torch.from_numpy(reader.vectors(rows, teachers))
-        return Batch(step, rows, inputs(rows), target)
+        return Batch(step, rows, *samples.of(rows))
 
     return made_ahead(make, steps)
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from student.evaluate import POOLED, encode
-from student.model import Student
+from student.evaluate import encode
+from student.model import POOLED, Student
 from student.order import Order
 from student.stages import FULL_HEAD, StageError, Start
 from student.targets import weigh

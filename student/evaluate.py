@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from student.model import Student
+from student.model import POOLED, Student
 from student.stages import FULL_HEAD
 from teacher_cache.reader import CacheReader
 
 FloatArray = NDArray[np.float32]
 
 BOTH = "all teachers"
-POOLED = "pooled"
 NEIGHBOURS = 10
 ORDER_ROWS = 2000
 """Rows whose pairs are ranked: two million pairs, which Spearman's statistic sorts in a second."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from student.durable import replace_folder
-from student.evaluate import POOLED
-from student.model import Student
+from student.jasper import write as write_jasper
+from student.model import POOLED, Student
 from student.spec import StudentError
 from student.stages import head_of, width_of
 
@@ -44,6 +44,23 @@ def export(student: Student, out: Path, *, head: str, record: Mapping[str, Any])
         # As it is in the student, whatever the library made of it.
         student.tokenizer.save(folder)
         (folder / "README.md").write_text(_card(student, head, record), encoding="utf-8")
+        replace_folder(folder, out)
+
+
+def export_jasper(student: Student, out: Path, *, dtype: str, record: Mapping[str, Any]) -> None:
+    """Write all trained heads, text and image side in the released checkpoint's layout.
+
+    Raises:
+        StudentError: the layout cannot hold the student, or `out` exists and is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StudentError(f"{out} is not an empty folder; give another one to export to")
+    heads = [head for head in student.heads if head in record["trained_heads"]]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        folder = Path(scratch, "export")
+        write_jasper(student, folder, heads, getattr(torch, dtype))
+        (folder / "README.md").write_text(_jasper_card(student, heads, record), encoding="utf-8")
         replace_folder(folder, out)
 
 
@@ -84,10 +101,6 @@ def _modules(student: Student, text: Path, head: str) -> Any:
 
 def _card(student: Student, head: str, record: Mapping[str, Any]) -> str:
     width = student.hidden if head == POOLED else width_of(head, student.head_widths)
-    teachers = "\n".join(
-        f"| {block['teacher']} | {block['repository']} | {block['width']} | {block['licence']} |"
-        for block in record["blocks"]
-    )
     normalised = "raw" if head == POOLED else "unit-length"
     return f"""---
 library_name: sentence-transformers
@@ -98,19 +111,44 @@ tags: [sentence-transformers, feature-extraction, distillation]
 # A distilled embedding model
 
 Gives {normalised} vectors {width} wide (`{head}`), from at most {student.spec.max_tokens} tokens.
-It started from `{student.spec.init}` and was distilled, in stages up to {record["number"]}, from a
-cache (`{record["cache"]}`) of the vectors of:
-
-| teacher | repository | width | licence |
-|---|---|---|---|
-{teachers}
-
-The licences of the teachers and of the initialisation may bind what this model is used for.
-
+{_origin(student, record)}
 ```python
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("path/to/this/folder")
 vectors = model.encode(["a text", "another"])
 ```
+"""
+
+
+def _jasper_card(student: Student, heads: Sequence[str], record: Mapping[str, Any]) -> str:
+    widths = ", ".join(f"{student.head_widths[head]} (`{head}`)" for head in heads)
+    return f"""---
+pipeline_tag: sentence-similarity
+tags: [feature-extraction, distillation, multimodal]
+---
+
+# A distilled embedding model of texts and images
+
+Gives raw vectors {widths} wide, from at most {student.spec.max_tokens} tokens or one image. The
+folder has the layout of the released Jasper checkpoint; the code that reads it is not in it.
+{_origin(student, record)}"""
+
+
+def _origin(student: Student, record: Mapping[str, Any]) -> str:
+    """Where the model is from, and whose licences come with it."""
+    teachers = "\n".join(
+        f"| {block['teacher']} | {block['repository']} | {block['width']} | {block['licence']} |"
+        for block in record["blocks"]
+    )
+    vision = student.spec.vision
+    seen = f", its image side from `{vision.init or student.spec.init}`" if vision else ""
+    return f"""It started from `{student.spec.init}`{seen} and was distilled, in stages up to
+{record["number"]}, from a cache (`{record["cache"]}`) of the vectors of:
+
+| teacher | repository | width | licence |
+|---|---|---|---|
+{teachers}
+
+The licences of the teachers and of the initialisation may bind what this model is used for.
 """

@@ -3,6 +3,7 @@
     cosine      Eq. 1   1 - s_x·t_x, mean over the batch
     similarity  Eq. 2   MSE(S Sᵀ, T Tᵀ)
     relative    Eq. 3   hinge on the order of S Sᵀ against the order of T Tᵀ  (student/ranking.py)
+    contrastive  not in the paper: which of the batch's targets is one's own
     combined    Eq. 4   λ₁·cosine + λ₂·similarity + λ₃·relative
 
 Rules they share:
@@ -106,6 +107,23 @@ def relative_similarity_loss(
     return _relative(_similarities(_unit_rows(student_BD)), teacher, margin, ties)
 
 
+def contrastive_loss(
+    student_BD: Tensor, teacher_BT: Tensor | TeacherBatch, temperature: float = 0.05
+) -> Tensor:
+    """Cross entropy of finding one's own target among the batch's, and the other way round.
+
+    -log softmax of s_x·t_y / temperature at y = x, the mean over the batch and over both
+    directions. Targets that are one's own by value (images of one caption) are left out of the
+    others. Not in the paper: its stage 4 oscillates.
+
+    Raises ValueError where the batches or the widths differ, or hold fewer than two rows.
+    """
+    teacher = _checked(student_BD, teacher_BT)
+    _check_widths(student_BD, teacher)
+    _check_texts("contrastive", teacher, least=2)
+    return _contrastive(_unit_rows(student_BD), teacher, temperature)
+
+
 def combined_loss(
     student_BD: Tensor,
     teacher_BT: Tensor | TeacherBatch,
@@ -115,6 +133,8 @@ def combined_loss(
     relative: float,
     margin: float,
     ties: Ties = "exclude",
+    contrastive: float = 0.0,
+    temperature: float = 0.05,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the three losses of one head (Eq. 4), and its parts.
 
@@ -124,7 +144,12 @@ def combined_loss(
 
     Raises ValueError as the three losses do, and where all weights are 0.
     """
-    weights = {"cosine": cosine, "similarity": similarity, "relative": relative}
+    weights = {
+        "cosine": cosine,
+        "similarity": similarity,
+        "relative": relative,
+        "contrastive": contrastive,
+    }
     if not any(weights.values()):
         raise ValueError("combined loss: all weights are 0, so there is nothing to learn")
     teacher = _checked(student_BD, teacher_BT)
@@ -140,12 +165,29 @@ def combined_loss(
             parts["similarity"] = _similarity(similarity_BB, teacher)
         if relative:
             parts["relative"] = _relative(similarity_BB, teacher, margin, ties)
+    if contrastive:
+        _check_widths(student_BD, teacher)
+        parts["contrastive"] = _contrastive(unit_BD, teacher, temperature)
     total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()
     return total, {name: loss.detach() for name, loss in parts.items()}
 
 
 def _cosine(unit_BD: Tensor, teacher: TeacherBatch) -> Tensor:
     return 1 - (unit_BD * teacher.unit_BT.to(unit_BD.dtype)).sum(dim=1).mean()
+
+
+_SAME = 1e-6
+"""Cosines this near to 1 are those of equal targets."""
+
+
+def _contrastive(unit_BD: Tensor, teacher: TeacherBatch, temperature: float) -> Tensor:
+    with _full_precision(unit_BD.device.type):
+        scores_BB = unit_BD @ teacher.unit_BT.to(unit_BD.dtype).T / temperature
+    same_BB = teacher.similarity_BB > 1 - _SAME
+    same_BB = same_BB.fill_diagonal_(False)
+    scores_BB = scores_BB.masked_fill(same_BB, -torch.inf)
+    own_B = torch.arange(len(scores_BB), device=scores_BB.device)
+    return (F.cross_entropy(scores_BB, own_B) + F.cross_entropy(scores_BB.T, own_B)) / 2
 
 
 def _similarity(similarity_BB: Tensor, teacher: TeacherBatch) -> Tensor:

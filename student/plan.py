@@ -8,12 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from student.body import configuration, keep_layers
-from student.model import Student
+from data.images import Preprocessing
+from student.body import keep_layers
+from student.jasper import head_widths, image_side_settings, start_configuration
+from student.model import VISION_FOLDER, Student
 from student.run import StageRun, read_record, start_of
+from student.seeing import Seeing
+from student.spec import FreshVision
 from student.stages import FULL_HEAD, StageError, head_of
 from student.teacher_head import own_heads
 from student.tokens import TextTokenizer
+from student.vision import IMAGE_TOKENS, Vision, fresh_configuration
 from teacher_cache.models import transformer_folder
 from teacher_cache.reader import CacheReader
 
@@ -22,7 +27,9 @@ FLOATS_PER_LAYER = 16
 hidden width (attention by a fused kernel, no checkpointing)."""
 
 
-def plan(run: StageRun, reader: CacheReader, init: Path) -> dict[str, Any]:
+def plan(
+    run: StageRun, reader: CacheReader, init: Path, seeing: Seeing | None = None
+) -> dict[str, Any]:
     """Count parameters, rows, epochs and memory of a stage; no weight is loaded.
 
     Bytes are an estimate for fp32: 4 for each weight, 12 more for each trained one (gradient and
@@ -33,7 +40,8 @@ def plan(run: StageRun, reader: CacheReader, init: Path) -> dict[str, Any]:
         StudentError: the start of the stage is not there, or the model has no such layers.
     """
     start = start_of(run)
-    student = _skeleton(run, reader, init)
+    student = _skeleton(run, reader, init, seeing)
+    rows = len(reader.train_rows) if seeing is None else len(seeing.pairs.train)
     _check(run, reader, init, student)
     trained = student.parameters_of(run.spec.trains)
     total = sum(parameter.numel() for parameter in student.parameters())
@@ -49,36 +57,52 @@ def plan(run: StageRun, reader: CacheReader, init: Path) -> dict[str, Any]:
         "start": str(start or f"{run.student.init} (untrained)"),
         "parameters": total,
         "trained": training,
-        "rows": len(reader.train_rows),
-        "epochs": run.spec.steps * run.spec.batch_size / len(reader.train_rows),
+        "rows": rows,
+        "epochs": run.spec.steps * run.spec.batch_size / rows,
         "target_width": student.head_widths[FULL_HEAD],
         "state_bytes": 4 * total + 12 * training,
         "activation_bytes": activations,
     }
 
 
-def check_model(run: StageRun, reader: CacheReader, init: Path) -> None:
+def check_model(
+    run: StageRun, reader: CacheReader, init: Path, seeing: Seeing | None = None
+) -> None:
     """Refuse, before its weights are loaded, a stage that does not fit the student's model.
 
     Raises:
         StageError: a parameter group that matches nothing, parameters that no loss reaches, a
-            closed form that the head or the model does not allow, or an FC1 to learn from that
-            nothing has trained.
+            closed form that the head or the model does not allow, an FC1 to learn from that
+            nothing has trained, or images to learn from a head that nothing has.
         StudentError: the start of the stage is not there, or the model has no such layers.
     """
-    _check(run, reader, init, _skeleton(run, reader, init))
+    _check(run, reader, init, _skeleton(run, reader, init, seeing))
 
 
 def _check(run: StageRun, reader: CacheReader, init: Path, student: Student) -> None:
     spec = run.spec
     heads = [head_of(entry)[0] for entry in spec.heads]
-    reached = student.parameters_of(("text", *heads))
-    useless = sorted(set(student.parameters_of(spec.trains)) - set(reached))
+    reached = set(student.parameters_of(("text", *heads)))
+    useless = sorted(
+        name
+        for name in student.parameters_of(spec.trains)
+        if name not in reached and not name.startswith("vision.")
+    )
     if useless:
         raise StageError(
             f"the stage trains {useless[0]} (and {len(useless) - 1} more), which none of its "
             f"losses reaches; heads with losses: {', '.join(spec.heads)}"
         )
+    if spec.reads == "images":
+        widths = set() if start_of(run) else head_widths(transformer_folder(init))
+        own = [h for h, width in student.head_widths.items() if width in widths]
+        untrained = [h for h in heads if h not in (*own, *_heads_trained_before(run))]
+        if untrained:
+            raise StageError(
+                f"{untrained[0]} ({student.head_widths[untrained[0]]} wide) was never trained: its "
+                "vectors of captions are nothing to learn; train stage 3 first, or give its losses "
+                "weight 0"
+            )
     learned = {*heads, *spec.closed_form, *_heads_trained_before(run)}
     for head, weights in spec.heads.items():
         if FULL_HEAD in weights.target and FULL_HEAD not in learned:
@@ -104,13 +128,28 @@ def _heads_trained_before(run: StageRun) -> list[str]:
     return [] if start is None else list(read_record(start.parent)["trained_heads"])
 
 
-def _skeleton(run: StageRun, reader: CacheReader, init: Path) -> Student:
-    from transformers import AutoModel
+def _skeleton(run: StageRun, reader: CacheReader, init: Path, seeing: Seeing | None) -> Student:
+    from transformers import AutoModel, SiglipVisionModel
 
     folder = transformer_folder(init)
     with torch.device("meta"):
-        body: nn.Module = AutoModel.from_config(configuration(folder))  # type: ignore[no-untyped-call]
+        body: nn.Module = AutoModel.from_config(start_configuration(folder))  # type: ignore[no-untyped-call]
         if run.student.layers is not None:
             keep_layers(body, run.student.layers)
         widths = {FULL_HEAD: reader.width(run.teachers), **run.student.reduced_heads}
-        return Student(body, widths, TextTokenizer(folder, run.student.max_tokens), run.student)
+        student = Student(body, widths, TextTokenizer(folder, run.student.max_tokens), run.student)
+    if seeing is not None and run.student.vision is not None:
+        start = start_of(run)
+        own = start and start / VISION_FOLDER
+        place = own if own and own.is_dir() else seeing.vision
+        if place is None:
+            sizes = run.student.vision.fresh or FreshVision()
+            config, prepared = fresh_configuration(sizes), Preprocessing(sizes.side)
+        else:
+            config, prepared = image_side_settings(place)
+        with torch.device("meta"):
+            encoder = SiglipVisionModel(config)
+            student.vision = Vision(encoder, student.hidden, run.student.vision, prepared)
+        student.tokenizer.add_tokens(IMAGE_TOKENS)
+        student.image_row()
+    return student

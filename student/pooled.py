@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from student.evaluate import POOLED, encode
-from student.model import create
+from student.evaluate import encode
+from student.model import POOLED, create
 from student.run import StageRun, start_of
 from teacher_cache.models import body_fingerprint
 from teacher_cache.reader import CacheReader

@@ -38,6 +38,8 @@ class StageRun:
     teachers: tuple[str, ...]
     seed: int
     init_from: str | None = None
+    images: str | None = None
+    """The identity of the pairs, where the stage reads images."""
 
     @property
     def folder(self) -> Path:
@@ -63,6 +65,7 @@ class StageRun:
             "stage": self.spec.outcome(),
             "seed": self.seed,
             "init_from": self.init_from,
+            **({} if self.images is None else {"images": self.images}),
         }
 
 

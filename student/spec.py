@@ -7,12 +7,49 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 PAPER_HEADS = {"fc2": 1024, "fc3": 512, "fc4": 256}
+PAPER_IMAGE_TOKENS = 300
 
 Width = Annotated[int, Field(gt=0)]
 
 
 class StudentError(Exception):
     """An expected failure of a student: one line that says what, where, and what to do next."""
+
+
+class FreshVision(BaseModel):
+    """A SigLIP of these sizes with random weights: to try things out, not to start from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    side: Annotated[int, Field(gt=0)] = Field(48, description="pixels a side")
+    patch: Annotated[int, Field(gt=0)] = Field(8, description="pixels a side of a patch")
+    width: Annotated[int, Field(gt=0)] = Field(128, description="of its states")
+    layers: Annotated[int, Field(gt=0)] = Field(3, description="how many")
+    heads: Annotated[int, Field(gt=0)] = Field(4, description="of its attention")
+
+
+class VisionSpec(BaseModel):
+    """The image side of a student: a SigLIP vision model and how its states become tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    init: str | None = Field(
+        None,
+        description="the vision model it starts from: a local folder, `package:NAME` or a hub id "
+        "of a SigLIP; without one the student's own `init`, which must then hold one",
+    )
+    revision: str | None = Field(None, description="hub commit or tag of `init`")
+    fresh: FreshVision | None = Field(
+        None, description="instead of `init`: a SigLIP with random weights"
+    )
+    image_tokens: Annotated[int, Field(gt=0)] = Field(
+        PAPER_IMAGE_TOKENS, description="tokens that stand for one image in the text body"
+    )
+    projection: bool = Field(
+        False,
+        description="a linear layer on the image tokens, begun as the identity; stage 4 trains it "
+        "where it names `pooler` (the paper has none)",
+    )
 
 
 class StudentSpec(BaseModel):
@@ -35,7 +72,13 @@ class StudentSpec(BaseModel):
         default_factory=lambda: dict(PAPER_HEADS), description="width of each reduced head"
     )
     max_tokens: Annotated[int, Field(gt=0)] = Field(512, description="longest input")
-    prompt: str = Field("", description="text put before every text")
+    prompt: str = Field("", description="text put before every text, not before images")
+    vision: VisionSpec | None = Field(None, description="the image side, where there is one")
+
+    @property
+    def text_side(self) -> StudentSpec:
+        """The same student without its image side."""
+        return self.model_copy(update={"vision": None})
 
     @field_validator("reduced_heads")
     @classmethod

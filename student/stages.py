@@ -15,14 +15,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-LOSSES = ("cosine", "similarity", "relative")
+LOSSES = ("cosine", "similarity", "relative", "contrastive")
 FULL_HEAD = "fc1"
 LEAST_TEXTS = 3
 """Texts that a loss must see together: the relative loss compares two pairs, which three have."""
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Target = Literal["teachers", "fc1"]
+Target = Literal["teachers", "fc1", "captions"]
 Start = Literal["ridge", "copy", "principal"]
 
 _ENTRY = re.compile(r"(\w+)(?:\[:(\d+)\])?")
@@ -54,6 +54,12 @@ class LossWeights(BaseModel):
     cosine: Weight = Field(0.0, description="λ₁; only where the head is as wide as its target")
     similarity: Weight = Field(0.0, description="λ₂")
     relative: Weight = Field(0.0, description="λ₃")
+    contrastive: Weight = Field(
+        0.0,
+        description="of a loss that the paper has not: each vector picks its own target among the "
+        "batch's; only where the head is as wide as its target",
+    )
+    temperature: Positive = Field(0.05, description="of the contrastive loss")
     margin: Weight = Field(0.015, description="of the relative loss, in units of cosine")
     ties: Literal["exclude", "include"] = Field(
         "exclude",
@@ -64,8 +70,8 @@ class LossWeights(BaseModel):
         Field(
             ("teachers",),
             description='whose vectors: `"teachers"`, `"fc1"` (FC1\'s own, without gradient: the '
-            "self-distillation that the paper proposes for reduced heads), or a list of both, "
-            "whose losses are added",
+            'self-distillation that the paper proposes for reduced heads), `"captions"` (the '
+            "head's own of the image's caption), or a list, whose losses are added",
         )
     )
     share: Positive = Field(1.0, description="the head's share in the total of all heads")
@@ -91,6 +97,12 @@ class StageSpec(BaseModel):
         min_length=1,
         description="what each head learns; `fc1[:512]` is the first 512 columns of FC1, to be "
         "used alone, an alternative to a reduced head",
+    )
+    reads: Literal["texts", "images"] = Field(
+        "texts", description="what the student is given: the cache's texts, or images"
+    )
+    total: Literal["sum", "mean"] = Field(
+        "sum", description="of the heads' losses, each with its share"
     )
     learning_rate: Positive = Field(description="the largest, after warm-up")
     steps: Annotated[int, Field(gt=0)] = Field(description="updates of the parameters")
@@ -165,6 +177,7 @@ MEMORY_FIELDS = ("micro_batch", "gradient_checkpointing")
 
 PAPER_WEIGHTS = LossWeights(cosine=10, similarity=200, relative=20)
 REDUCED_WEIGHTS = LossWeights(similarity=200, relative=20)
+CAPTION_WEIGHTS = PAPER_WEIGHTS.model_copy(update={"target": ("captions",)})
 
 STAGES: Mapping[int, StageSpec] = {
     1: StageSpec(
@@ -195,6 +208,16 @@ STAGES: Mapping[int, StageSpec] = {
         learning_rate=7e-5,
         steps=2200,
         batch_size=128,
+    ),
+    4: StageSpec(
+        purpose="the vision encoder alone learns to say of an image what its caption says",
+        reads="images",
+        trains=("vision",),
+        heads=dict.fromkeys(("fc1", "fc2", "fc3", "fc4"), CAPTION_WEIGHTS),
+        total="mean",
+        learning_rate=1e-4,
+        steps=3500,
+        batch_size=90,
     ),
 }
 
@@ -250,7 +273,7 @@ def with_weights(spec: StageSpec, weights: Mapping[str, float]) -> StageSpec:
     Raises:
         StageError: an unknown loss, a weight that is no number ≥ 0, or no loss that is left.
     """
-    known = (*LOSSES, "margin")
+    known = (*LOSSES, "margin", "temperature")
     for name in weights:
         if name not in known:
             raise StageError(f"there is no loss {name!r}; weights are {', '.join(known)}")
@@ -313,14 +336,25 @@ def check(
     """
     for head, weights in spec.heads.items():
         width = width_of(head, head_widths)
-        if weights.cosine and width != target_width:
+        compared = [name for name in ("cosine", "contrastive") if getattr(weights, name)]
+        if compared and width != target_width and set(weights.target) - {"captions"}:
             raise StageError(
-                f"{head} is {width} wide and its target {target_width}: the cosine "
+                f"{head} is {width} wide and its target {target_width}: the {compared[0]} "
                 "loss compares vectors of one width; give it weight 0 (similarity and relative "
                 "losses compare any widths)"
             )
+        if ("captions" in weights.target) != (spec.reads == "images"):
+            raise StageError(
+                f"{head} learns from {' and '.join(weights.target)}: an image's target is "
+                '"captions", a text has none'
+            )
         if head == FULL_HEAD and FULL_HEAD in weights.target:
             raise StageError('fc1 cannot learn from itself; its target is "teachers"')
+    if spec.reads == "images" and (spec.closed_form or set(spec.trains) - {"vision", "pooler"}):
+        raise StageError(
+            "captions are targets while the text side stays as it is: a stage that reads images "
+            "trains vision and pooler alone, and solves no head"
+        )
     for head, way in spec.closed_form.items():
         if head not in head_widths:
             raise StageError(

@@ -19,11 +19,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from student.batches import Batch
+from student.batches import Batch, Target
 from student.dropout import kept_columns
 from student.gather import gather
+from student.inputs import PooledBatch, StudentBatch, TextBatch
 from student.losses import TeacherBatch, combined_loss
-from student.model import PooledBatch, StudentBatch, TextBatch
+from student.model import POOLED
 from student.stages import FULL_HEAD, StageError, StageSpec, learning_rate_at
 from student.targets import weigh
 from teacher_cache.format import Block
@@ -62,22 +63,22 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         texts = batch.texts.to(accelerator.device)
+        target = targets_of(self.model, accelerator, batch.target, tuple(spec.heads))
         keep_bH = self._kept_columns(step)
         if isinstance(texts, PooledBatch) or not self._runs_twice:
-            loss, metrics = self._losses(self._forward(texts, keep_bH), batch.target)
+            loss, metrics = self._losses(self._forward(texts, keep_bH), target)
             _refuse_no_number(step, batch, metrics)
             accelerator.backward(loss)
         else:
             parts = list(zip(texts.apart(), _apart(keep_bH, texts), strict=True))
             vectors = self._vectors_without_graph(parts)
             in_order = {name: part_bD[texts.order] for name, part_bD in vectors.items()}
-            loss, metrics = self._losses(in_order, batch.target)
+            loss, metrics = self._losses(in_order, target)
             _refuse_no_number(step, batch, metrics)
             loss.backward()  # type: ignore[no-untyped-call]
             self._backward_in_parts(parts, vectors)
-        if spec.clip is not None:
-            norm = accelerator.clip_grad_norm_(self.trained.values(), spec.clip)
-            metrics["gradient_norm"] = float(norm)
+        norm = accelerator.clip_grad_norm_(self.trained.values(), spec.clip or math.inf)
+        metrics["gradient_norm"] = float(norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         metrics["learning_rate"] = rate
@@ -86,7 +87,7 @@ class Step:
     @property
     def _runs_twice(self) -> bool:
         # A frozen body keeps nothing for a backward pass: its micro batches are only run.
-        body_trains = any(name.startswith("text.") for name in self.trained)
+        body_trains = any(name.startswith(("text.", "vision.")) for name in self.trained)
         return self.spec.micro_batch is not None and body_trains
 
     def _forward(self, texts: StudentBatch, keep_bH: Tensor | None) -> dict[str, Tensor]:
@@ -96,23 +97,25 @@ class Step:
             vectors: dict[str, Tensor] = self.model(texts, tuple(heads), keep_bH)
         return vectors
 
-    def _losses(self, vectors: Mapping[str, Tensor], target_bT: Tensor) -> tuple[Tensor, Metrics]:
+    def _losses(
+        self, vectors: Mapping[str, Tensor], target: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Metrics]:
         """What to take the gradient of, and the loss with its parts, alike in all processes."""
         spec, accelerator = self.spec, self.accelerator
-        target_bT = target_bT.to(accelerator.device)
         if not spec.gather:
-            loss, metrics = total_loss(vectors, self._weighed(target_bT), spec)
+            loss, metrics = total_loss(vectors, self._weighed(target), spec)
             own = torch.tensor(list(metrics.values()), device=accelerator.device)
             mean = accelerator.reduce(own, reduction="mean").tolist()
             return loss, dict(zip(metrics, mean, strict=True))
         every = {name: gather(vectors_bD) for name, vectors_bD in vectors.items()}
-        loss, metrics = total_loss(every, self._weighed(gather(target_bT)), spec)
+        every_target = {name: gather(target_bT) for name, target_bT in target.items()}
+        loss, metrics = total_loss(every, self._weighed(every_target), spec)
         # Every process has the same loss over all rows and gradients of its own rows only; the
         # engine averages them, which the factor undoes.
         return loss * accelerator.num_processes, metrics
 
-    def _weighed(self, target_BT: Tensor) -> Tensor:
-        return weigh(target_BT, self.blocks, self.spec.teacher_weights)
+    def _weighed(self, target: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return weighed(target, self.blocks, self.spec)
 
     def _vectors_without_graph(self, parts: Sequence[Part]) -> dict[str, Tensor]:
         """The vectors of all parts, one after the other, as leaves that take a gradient."""
@@ -168,25 +171,59 @@ def _refuse_no_number(step: int, batch: Batch, metrics: Metrics) -> None:
         )
 
 
+TEACHERS = "teachers"
+
+
+@torch.no_grad()
+def targets_of(
+    model: nn.Module, accelerator: Accelerator, target: Target, heads: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """What a batch's target is in vectors: the `teachers`', or each head's own of the captions.
+
+    A caption's pooled state counts as float16, as a cache keeps it: computed now or read, the
+    target is the same.
+    """
+    if isinstance(target, Tensor):
+        return {TEACHERS: target.to(accelerator.device)}
+    captions = target.to(accelerator.device)
+    with accelerator.autocast():
+        if not isinstance(captions, PooledBatch):
+            captions = PooledBatch(model(captions, (POOLED,))[POOLED].half())
+        vectors: dict[str, Tensor] = model(captions, heads)
+    return vectors
+
+
+def weighed(
+    target: Mapping[str, Tensor], blocks: Sequence[Block], spec: StageSpec
+) -> Mapping[str, Tensor]:
+    """The same targets, the teachers' by their weights."""
+    if TEACHERS not in target:
+        return target
+    return {TEACHERS: weigh(target[TEACHERS], blocks, spec.teacher_weights)}
+
+
 def total_loss(
-    vectors: Mapping[str, Tensor], target_BT: Tensor, spec: StageSpec
+    vectors: Mapping[str, Tensor], target: Mapping[str, Tensor], spec: StageSpec
 ) -> tuple[Tensor, Metrics]:
-    """The sum over the heads, each with its share, of Eq. 4, with the parts as `head.loss`.
+    """The sum or mean over the heads, each with its share, of Eq. 4, with the parts as `head.loss`.
 
     A head that learns from two targets has the sum of both, and parts as `head.target.loss`.
-    `vectors` has fc1 where a head learns from it.
+    `vectors` has fc1 where a head learns from it; `target` is as `targets_of` gives it.
     """
-    targets = {"teachers": TeacherBatch(target_BT)}
+    batches = {name: TeacherBatch(target_BT) for name, target_BT in target.items()}
     if FULL_HEAD in vectors:
-        targets[FULL_HEAD] = TeacherBatch(vectors[FULL_HEAD])
+        own = TeacherBatch(vectors[FULL_HEAD])
     totals: list[Tensor] = []
     metrics: Metrics = {}
     for head, weights in spec.heads.items():
-        for target in weights.target:
-            name = head if len(weights.target) == 1 else f"{head}.{target}"
+        for kind in weights.target:
+            name = head if len(weights.target) == 1 else f"{head}.{kind}"
             equation = weights.model_dump(exclude={"target", "share"})
-            total, parts = combined_loss(vectors[head], targets[target], **equation)
+            teacher = own if kind == FULL_HEAD else batches[TEACHERS if kind == TEACHERS else head]
+            total, parts = combined_loss(vectors[head], teacher, **equation)
             totals.append(weights.share * total)
             metrics |= {f"{name}.{loss}": value.item() for loss, value in parts.items()}
     loss = torch.stack(totals).sum()
+    if spec.total == "mean":
+        loss = loss / sum(weights.share for weights in spec.heads.values())
     return loss, {**metrics, "loss": loss.item()}

@@ -45,6 +45,39 @@ class TextTokenizer:
         """Token ids of each text."""
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
 
+    def add_tokens(self, tokens: Sequence[str]) -> list[int]:
+        """Add special tokens that are not there yet; give the ids of those that were added."""
+        from tokenizers import AddedToken
+
+        known = self.tokenizer.get_vocab()
+        new = [token for token in tokens if token not in known]
+        self.tokenizer.add_special_tokens(
+            [AddedToken(token, special=True, normalized=False) for token in new]
+        )
+        return [self.tokenizer.get_vocab()[token] for token in new]
+
+    def image_row(self, tokens: Sequence[str], count: int) -> tuple[list[int], int]:
+        """The ids of a row that holds one image, and the place of its first image token.
+
+        `tokens` are start, image and end; around them stands what stands around every text.
+
+        Raises:
+            StudentError: the tokenizer lacks one, or so many tokens are longer than a row may be.
+        """
+        known = self.tokenizer.get_vocab()
+        lacking = [token for token in tokens if token not in known]
+        if lacking:
+            raise StudentError(f"the tokenizer lacks the image tokens {', '.join(lacking)}")
+        start, image, end = tokens
+        ids: list[int] = self.tokenizer.encode(start + image * count + end).ids
+        number = known[image]
+        if ids.count(number) != count or known[end] not in ids:
+            raise StudentError(
+                f"an image takes {count} tokens, a start, an end and what stands around a text; "
+                f"max_tokens is {self.max_tokens}: give more, or fewer image_tokens"
+            )
+        return ids, ids.index(number)
+
     def save(self, folder: Path) -> None:
         """Write the tokenizer so that any loader reads it as it is."""
         folder.mkdir(parents=True, exist_ok=True)

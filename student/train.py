@@ -15,18 +15,19 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from student import checkpoint
-from student.batches import Inputs, batches, states_of, texts_of
+from student.batches import Samples, batches, cached, states_of, texts_of
 from student.closed_form import start_heads
 from student.durable import replace_folder
 from student.engine import Engine, Precision
 from student.memory import peak_memory
 from student.metrics import Log, last_line
-from student.model import Student, create, load
+from student.model import TEXT_FOLDER, Student, create, load
 from student.order import Order
 from student.plan import check_model
 from student.pooled import Pooled, sample_differs, why_not
 from student.probe import SCORE, Probe
 from student.run import StageRun, finished, start_of, write_record
+from student.seeing import CaptionStates, Seeing, image_side, seen
 from student.spec import StudentError
 from student.stages import StageSpec, check_processes
 from student.step import Metrics, Step
@@ -65,6 +66,7 @@ def train(
     reader: CacheReader,
     init: Path,
     *,
+    seeing: Seeing | None = None,
     settings: Settings = Settings(),
     on_step: OnStep = lambda _step, _metrics: None,
     phase: Phase = _silent,
@@ -73,7 +75,8 @@ def train(
     """Train one stage, or finish one that was interrupted; False if it was done before.
 
     `init` is the folder of the untrained student's body. The global batch is divided among the
-    processes of the launcher; its losses see all of it. `say` is told, in a line, what runs.
+    processes of the launcher; its losses see all of it. `seeing` is for stages that read images.
+    `say` is told, in a line, what runs.
 
     Raises:
         StudentError: the run's folder, its start or its checkpoint belongs to something else.
@@ -85,15 +88,16 @@ def train(
     engine = Engine.start(settings.precision, cpu=settings.cpu)
     check_processes(run.spec, engine.accelerator.num_processes)
     engine.check(run.spec)
-    check_model(run, reader, init)
+    check_model(run, reader, init, seeing)
     start = start_of(run)
-    kept_states = _kept_states(run, reader, init, engine, settings.pooled, say)
+    states = _caption_states(run, init, start, seeing)
+    kept_states = seeing is None and _kept_states(run, reader, init, engine, settings.pooled, say)
     say(_in_words(engine, run.spec))
-    student = _student(run, reader, init, start, body=not kept_states)
+    student = _student(run, reader, init, start, seeing, body=not kept_states)
     trained = student.train_only(run.spec.trains)
     if run.spec.gradient_checkpointing and not kept_states:
         student.compute_layers_again(trained)
-    facts = {**run.facts(), "inputs": "pooled states" if kept_states else "texts"}
+    facts = {**run.facts(), "inputs": "pooled states" if kept_states else run.spec.reads}
     found = checkpoint.newest(run.checkpoints, facts)
     if found is None:
         _solve_heads(run, reader, student, init, phase, kept_states=kept_states)
@@ -103,20 +107,36 @@ def train(
     engine.prepare(student, trained, run.spec)
     if found is not None:
         engine.load_optimizer(found.optimizer())
-    inputs = states_of(reader) if kept_states else texts_of(reader, student, run.spec.micro_batch)
+    if seeing is not None:
+        samples = seen(seeing, student, states, run.folder, run.spec.micro_batch)
+    else:
+        inputs = (
+            states_of(reader) if kept_states else texts_of(reader, student, run.spec.micro_batch)
+        )
+        samples = cached(reader, inputs, None if run.teachers == reader.teachers else run.teachers)
     loop = _Loop(
-        run, engine, student, inputs, facts, tuple(dict.fromkeys(changed)), settings, on_step, found
+        run,
+        engine,
+        student,
+        samples,
+        facts,
+        tuple(dict.fromkeys(changed)),
+        settings,
+        on_step,
+        found,
     )
     began = time.perf_counter()
     metrics = loop.steps(reader)
     figures = {**engine.describes, "inputs": facts["inputs"], **metrics, "steps": run.spec.steps}
     figures["seconds"] = time.perf_counter() - began
+    if seeing is not None:
+        figures["images_passed_over"] = len(seeing.pairs.broken)
     if loop.best is not None:
         figures["best"] = asdict(loop.best)
     if engine.accelerator.is_main_process and loop.last is not None:
         chosen = checkpoint.best_of(loop.last) if run.spec.keep == "best" else loop.last
         write_record(run, reader, init, {**figures, "kept": chosen.step})
-        _write_model(run, _student(run, reader, init, start), chosen)
+        _write_model(run, _student(run, reader, init, start, seeing), chosen)
     engine.accelerator.wait_for_everyone()
     return True
 
@@ -126,7 +146,7 @@ def _in_words(engine: Engine, spec: StageSpec) -> str:
     share = spec.batch_size // facts["processes"]
     return (
         f"engine: {facts['engine']}, {facts['processes']} × {facts['device']}, "
-        f"{facts['precision']}; {spec.batch_size} texts a step, {share} each"
+        f"{facts['precision']}; {spec.batch_size} {spec.reads} a step, {share} each"
     )
 
 
@@ -167,14 +187,32 @@ def _kept_states(
     return False
 
 
+def _caption_states(
+    run: StageRun, init: Path, start: Path | None, seeing: Seeing | None
+) -> CaptionStates | None:
+    if seeing is None or seeing.captions is None:
+        return None
+    text = init if start is None else start / TEXT_FOLDER
+    return CaptionStates(seeing.captions, text, run.student)
+
+
 def _student(
-    run: StageRun, reader: CacheReader, init: Path, start: Path | None, *, body: bool = True
+    run: StageRun,
+    reader: CacheReader,
+    init: Path,
+    start: Path | None,
+    seeing: Seeing | None,
+    *,
+    body: bool = True,
 ) -> Student:
     width = reader.width(run.teachers)
     if start is None:
         student = create(run.student, init, width, run.seed, body=body)
     else:
         student = load(start)
+    asked = run.student.vision
+    if seeing is not None and asked is not None and student.vision is None:
+        student.add_vision(image_side(seeing, student.hidden, asked, run.seed))
     if student.spec != run.student:
         raise StudentError(
             f"the student in {start} is not the recipe's: it was made from {student.spec}; "
@@ -213,7 +251,7 @@ class _Loop:
     run: StageRun
     engine: Engine
     student: Student
-    inputs: Inputs
+    samples: Samples
     facts: Mapping[str, Any]
     changed: Sequence[str]
     settings: Settings
@@ -226,20 +264,18 @@ class _Loop:
         run, accelerator = self.run, self.engine.accelerator
         done = self.last.step if self.last else 0
         self.best = self.last.best if self.last else None
-        teachers = None if run.teachers == reader.teachers else run.teachers
+        blocks = reader.blocks(run.teachers)
         source = batches(
-            reader,
-            self.inputs,
-            _order(run, reader),
+            self.samples,
+            _order(run, self.samples),
             range(done, run.spec.steps),
-            teachers=teachers,
             process=accelerator.process_index,
             processes=accelerator.num_processes,
         )
-        probe = Probe(reader, self.inputs, run.spec, run.teachers)
+        probe = Probe(self.samples, run.spec, blocks)
         take = Step(
             run.spec, accelerator, self.engine.model, self.engine.optimizer, self.engine.trained,
-            blocks=reader.blocks(run.teachers), hidden=self.student.hidden, seed=run.seed,
+            blocks=blocks, hidden=self.student.hidden, seed=run.seed,
         )  # fmt: skip
         metrics: Metrics = last_line(run.folder) if done else {}
         self.engine.model.train()
@@ -283,13 +319,13 @@ class _Loop:
             )
 
 
-def _order(run: StageRun, reader: CacheReader) -> Order:
+def _order(run: StageRun, samples: Samples) -> Order:
     return Order(
-        rows=len(reader.train_rows),
+        rows=samples.train,
         batch_size=run.spec.batch_size,
         seed=run.seed,
         mode=run.spec.order,
-        rows_per_shard=reader.manifest.rows_per_shard,
+        rows_per_shard=samples.rows_per_shard,
         window_shards=run.spec.window_shards,
     )
 

@@ -182,7 +182,8 @@ def write_stella(
     fields = {**STELLA, "vocab_size": tokenizer.get_vocab_size(), **config}
     rng = np.random.default_rng(0)
     weights = {
-        "model." + key: value for key, value in _decoder(rng, fields, attention_bias=True).items()
+        "model." + key: value
+        for key, value in decoder_weights(rng, fields, attention_bias=True).items()
     }
     write_weights(folder, weights, shards)
     hidden = fields["hidden_size"]
@@ -236,7 +237,7 @@ def write_nv_embed(
     write_json(folder / "tokenizer.json", tokenizer)
     text = {**NV_TEXT, "vocab_size": len(tokenizer["model"]["vocab"]), **text_config}
     rng = np.random.default_rng(1)
-    body = _decoder(rng, text, attention_bias=False)
+    body = decoder_weights(rng, text, attention_bias=False)
     weights = {"embedding_model." + key: value for key, value in body.items()}
     weights |= {"latent_attention_model." + key: v for key, v in _latent_attention(rng).items()}
     write_weights(folder, weights, shards)
@@ -286,7 +287,9 @@ def edit_json(path: Path, **changes: Any) -> None:
     write_json(path, {key: value for key, value in data.items() if value is not None})
 
 
-def _decoder(rng: np.random.Generator, fields: dict[str, Any], attention_bias: bool) -> Weights:
+def decoder_weights(
+    rng: np.random.Generator, fields: dict[str, Any], attention_bias: bool
+) -> Weights:
     hidden, inner = fields["hidden_size"], fields["intermediate_size"]
     kv = hidden // fields["num_attention_heads"] * fields["num_key_value_heads"]
     weights: Weights = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_caches import write_cache
 
-from student.batches import batches, made_ahead, texts_of
+from student.batches import batches, cached, made_ahead, texts_of
 from student.model import Student, create
 from student.order import Mode, Order
 from student.spec import StudentSpec
@@ -28,8 +28,8 @@ def student(small_encoder: Path) -> Student:
 
 def test_each_row_comes_with_its_own_text_and_target(reader: CacheReader, student: Student) -> None:
     order = Order(len(reader.train_rows), 12, seed=5)
-    inputs = texts_of(reader, student)
-    for step, batch in zip(range(2, 6), batches(reader, inputs, order, range(2, 6)), strict=True):
+    samples = cached(reader, texts_of(reader, student))
+    for step, batch in zip(range(2, 6), batches(samples, order, range(2, 6)), strict=True):
         assert batch.step == step
         assert np.array_equal(batch.rows, order.rows_of(step))
         assert np.array_equal(batch.target.numpy(), reader.vectors(batch.rows))
@@ -46,11 +46,11 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes_and_any_resume
 ) -> None:
     order = Order(len(reader.train_rows), 12, seed, mode, rows_per_shard=64, window_shards=2)
     steps = range(20, 40)  # an epoch is 200 rows: two of them end on the way
-    inputs = texts_of(reader, student)
-    whole = [batch.rows.tolist() for batch in batches(reader, inputs, order, steps)]
+    samples = cached(reader, texts_of(reader, student))
+    whole = [batch.rows.tolist() for batch in batches(samples, order, steps)]
     for processes, resumed in product((1, 2, 3, 4, 6, 12), (20, 21, 33, 39)):
         shares = [
-            list(batches(reader, inputs, order, steps[resumed - 20 :], process=process,
+            list(batches(samples, order, steps[resumed - 20 :], process=process,
                          processes=processes))
             for process in range(processes)
         ]  # fmt: skip

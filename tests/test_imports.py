@@ -24,6 +24,7 @@ MAY_IMPORT = {
         "teacher_cache.reader",
         "teacher_cache.models",
         "data.images",
+        "data.pairs",
     ),
     "teacher_cache": ("teacher_cache", "data"),
     "teacher_cache.format": (),
@@ -45,6 +46,7 @@ MAY_IMPORT = {
 }
 
 HEAVY = (
+    "PIL",
     "accelerate",
     "datasets",
     "faiss",
@@ -143,7 +145,7 @@ def test_help_loads_nothing_heavy() -> None:
         "lines = [(cache.app, []), (student.app, []), (train.app, [])]\n"
         "names = 'build', 'inspect', 'search', 'verify', 'repair', 'join', 'merge', 'export'\n"
         "lines += [(cache.app, [name]) for name in names]\n"
-        "lines += [(student.app, [name]) for name in ('evaluate', 'export')]\n"
+        "lines += [(student.app, [name]) for name in ('evaluate', 'export', 'recall')]\n"
         "for app, line in lines:\n"
         "    out = io.StringIO()\n"
         "    with contextlib.redirect_stdout(out):\n"
@@ -166,7 +168,7 @@ def test_training_and_evaluating_load_no_teacher() -> None:
         *MAY_IMPORT["student"][1:],
     }
     ours = {name for name in loaded if under(name, "teacher_cache") or under(name, "data")}
-    assert ours - {"data"} <= allowed
+    assert ours - {"data", "data.drawings", "data.files", "data.pair_sources"} <= allowed
 
 
 def test_finished_cache_is_returned_without_loading_a_teacher(

@@ -105,7 +105,7 @@ def test_total_is_the_sum_of_heads_each_with_its_share_and_its_targets() -> None
     found = heads({"fc1": 12, "fc2": 6, "fc3": 4})
     found = {name: value.requires_grad_() for name, value in found.items()}
     found["fc1[:5]"] = found["fc1"][:, :5]
-    total, metrics = total_loss(found, target, spec)
+    total, metrics = total_loss(found, {"teachers": target}, spec)
     total.backward()
 
     again = {name: found[name].detach().clone().requires_grad_() for name in ("fc1", "fc2", "fc3")}
@@ -136,7 +136,7 @@ def test_total_is_the_sum_of_heads_each_with_its_share_and_its_targets() -> None
 def test_rule_for_ties_is_the_recipes(ties: str) -> None:
     spec = stage(1, {"heads": {"fc1": {"cosine": 0, "similarity": 0, "margin": 0.3, "ties": ties}}})
     # A teacher to whom all texts are alike orders no pair.
-    total, _ = total_loss({"fc1": vectors(6, 4, 1)}, torch.ones(6, 4), spec)
+    total, _ = total_loss({"fc1": vectors(6, 4, 1)}, {"teachers": torch.ones(6, 4)}, spec)
     assert (total == 0) == (ties == "exclude")
 
 

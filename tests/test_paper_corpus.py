@@ -111,7 +111,7 @@ def test_the_recipe_is_the_papers(recipe: Recipe) -> None:
     assert sum(weights.values()) == pytest.approx(0.2)
     assert [(s.cut, s.sentences) for s in recipe.corpus.sources if s.cut] == [(0.3, (1, 10))]
     assert recipe.corpus.shuffle_words == 0.0008
-    assert recipe.student == StudentSpec()
+    assert recipe.student.text_side == StudentSpec()
     assert recipe.stages == {}
     assert [resolve(spec).width for spec in recipe.teachers] == [8192, 4096]
 

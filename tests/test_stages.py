@@ -24,6 +24,8 @@ PAPER = {
     "relative": 20,
     "margin": 0.015,
     "ties": "exclude",
+    "contrastive": 0,
+    "temperature": 0.05,
     "target": ("teachers",),
     "share": 1,
 }
@@ -49,6 +51,20 @@ def test_table_has_the_papers_values(
         128,
     )
     assert spec.heads["fc1"].model_dump() == PAPER
+
+
+def test_stage_4_has_the_papers_values() -> None:
+    spec = STAGES[4]
+    assert (spec.trains, spec.learning_rate, spec.steps, spec.batch_size) == (
+        ("vision",),
+        1e-4,
+        3500,
+        90,
+    )
+    assert (spec.reads, spec.total) == ("images", "mean")
+    assert list(spec.heads) == ["fc1", "fc2", "fc3", "fc4"]
+    for weights in spec.heads.values():
+        assert weights.model_dump() == {**PAPER, "target": ("captions",)}
 
 
 def test_reduced_heads_of_stage_3_have_no_cosine_loss() -> None:

@@ -1,0 +1,112 @@
+"""Finding captions by images and images by captions, on held-out pairs, for every head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.images import ImageError
+from data.pairs import Pairs
+from student.evaluate import ENCODE_BATCH, FloatArray, encode, unit
+from student.model import POOLED, Student
+
+AT = (1, 5, 10)
+
+_CHUNK = 512
+
+
+def recall(
+    queries: FloatArray,
+    documents: FloatArray,
+    asked: NDArray[np.int64],
+    given: NDArray[np.int64],
+) -> list[float]:
+    """The share of queries with a right document among the nearest 1, 5 and 10.
+
+    `asked` and `given` number the caption of each query and document: equal ones are right, as all
+    images of one caption are. Rows are compared by cosine; of equal ones, the wrong come first.
+    """
+    queries, documents = unit(queries), unit(documents)
+    ranks = np.empty(len(queries), np.int64)
+    for start in range(0, len(queries), _CHUNK):
+        scores = queries[start : start + _CHUNK] @ documents.T
+        own = asked[start : start + _CHUNK, None] == given[None]
+        best = np.where(own, scores, -np.inf).max(1, keepdims=True)
+        ranks[start : start + _CHUNK] = ((scores >= best) & ~own).sum(1)
+    return [float((ranks < at).mean()) for at in AT]
+
+
+def measure(
+    student: Student,
+    pairs: Pairs,
+    rows: NDArray[np.int64],
+    heads: Sequence[str],
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Recall on these pairs, for the pooled state and each head, as plain data.
+
+    Gives the number of `pairs` and of distinct `captions` among them, the images `passed_over`
+    since they cannot be used, and for each vector recall@1, @5 and @10 from images to captions
+    and from captions to images, each caption counted once. By chance recall@k from images is
+    k / captions.
+
+    Raises:
+        ImageError: fewer than two images can be used.
+    """
+    assert student.vision is not None
+    preprocessing = student.vision.preprocessing
+    pixels, kept = [], []
+    for row in rows.tolist():
+        try:
+            pixels.append(torch.from_numpy(preprocessing.pixels(pairs.source.read(row))))
+            kept.append(row)
+        except (ImageError, OSError):
+            continue
+    if len(kept) < 2:
+        raise ImageError(f"only {len(kept)} of {len(rows)} held-out images can be used")
+    captions = pairs.captions(kept)
+    numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    of_images = np.array([numbers[caption] for caption in captions])
+    of_texts = np.arange(len(numbers))
+    images = encode_images(student, pixels, heads, advance=advance)
+    texts = encode(student, list(numbers), heads, advance=advance)
+    figures = {
+        name: {
+            "image to text": recall(images[name], texts[name], of_images, of_texts),
+            "text to image": recall(texts[name], images[name], of_texts, of_images),
+        }
+        for name in (POOLED, *heads)
+    }
+    return {
+        "pairs": len(kept),
+        "captions": len(numbers),
+        "passed_over": len(rows) - len(kept),
+        "at": list(AT),
+        "recall": figures,
+    }
+
+
+@torch.inference_mode()
+def encode_images(
+    student: Student,
+    pixels: Sequence[torch.Tensor],
+    heads: Sequence[str],
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+) -> dict[str, FloatArray]:
+    """The student's vectors of images, as `evaluate.encode` gives those of texts."""
+    student.eval()
+    device = next(student.parameters()).device
+    found: dict[str, list[FloatArray]] = {name: [] for name in (POOLED, *heads)}
+    for start in range(0, len(pixels), ENCODE_BATCH):
+        chosen = pixels[start : start + ENCODE_BATCH]
+        outputs = student(student.batch(chosen, chunks=1).to(device), (POOLED, *heads))
+        for name, vectors in outputs.items():
+            found[name].append(vectors.float().cpu().numpy())
+        advance(len(chosen))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
