@@ -103,7 +103,8 @@ def train(
     from cli.recipe import RecipeError, load
     from cli.seeing import seeing_of
     from student.run import StageRun
-    from student.stages import check, with_weights
+    from student.stage_checks import check
+    from student.stages import with_weights
     from teacher_cache.ranks import Rank
     from teacher_cache.reader import CacheReader
 

@@ -25,7 +25,8 @@ from student.gather import gather
 from student.inputs import PooledBatch, StudentBatch, TextBatch
 from student.losses import TeacherBatch, combined_loss
 from student.model import POOLED
-from student.stages import FULL_HEAD, StageError, StageSpec, learning_rate_at
+from student.schedule import learning_rate_at
+from student.stages import FULL_HEAD, StageError, StageSpec
 from student.targets import weigh
 from teacher_cache.format import Block
 

@@ -29,7 +29,8 @@ from student.probe import SCORE, Probe
 from student.run import StageRun, finished, start_of, write_record
 from student.seeing import CaptionStates, Seeing, image_side, seen
 from student.spec import StudentError
-from student.stages import StageSpec, check_processes
+from student.stage_checks import check_processes
+from student.stages import StageSpec
 from student.step import Metrics, Step
 from teacher_cache.reader import CacheReader
 

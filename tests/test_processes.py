@@ -16,8 +16,9 @@ from stage_runs import QUICK, SPEC, assert_same_but_for_rounding, trained
 from student.losses import cosine_loss, relative_similarity_loss, similarity_loss
 from student.model import create, load
 from student.order import Order
+from student.schedule import learning_rate_at
 from student.spec import StudentSpec
-from student.stages import learning_rate_at, stage
+from student.stages import stage
 from teacher_cache.reader import CacheReader
 
 FIELDS = {"max_tokens": 24, "reduced_heads": {"fc2": 6, "fc3": 4, "fc4": 3}}

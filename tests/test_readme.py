@@ -8,8 +8,9 @@ import pytest
 
 from cli.recipe import load
 from student.spec import PAPER_HEADS
+from student.stage_checks import check
 from student.stage_fields import FIELD_COLUMNS, TABLE_COLUMNS, fields, table
-from student.stages import STAGES, check, stage
+from student.stages import STAGES, stage
 from teacher_cache.teachers import resolve
 
 ROOT = Path(__file__).parent.parent

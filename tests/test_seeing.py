@@ -30,7 +30,8 @@ from student.order import Order
 from student.run import StageRun, read_record
 from student.seeing import CaptionStates, Seeing, seen
 from student.spec import StudentError, StudentSpec, VisionSpec
-from student.stages import StageError, check, stage
+from student.stage_checks import check
+from student.stages import StageError, stage
 from student.train import Settings, train
 from teacher_cache.build import Options, build
 from teacher_cache.reader import CacheReader

@@ -4,18 +4,10 @@ import math
 
 import pytest
 
+from student.schedule import learning_rate_at
+from student.stage_checks import check, check_processes
 from student.stage_fields import fields
-from student.stages import (
-    STAGES,
-    LossWeights,
-    StageError,
-    StageSpec,
-    check,
-    check_processes,
-    learning_rate_at,
-    stage,
-    with_weights,
-)
+from student.stages import STAGES, LossWeights, StageError, StageSpec, stage, with_weights
 
 WIDTHS = {"fc1": 20, "fc2": 8, "fc3": 4, "fc4": 2}
 PAPER = {
