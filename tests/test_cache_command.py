@@ -3,13 +3,12 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
+from commands import Command, Ran, command_of
 from jobs import contents, copy, write_corpus
 from shard_files import shard_file
 
@@ -43,30 +42,9 @@ sample = 30
 """
 
 
-@dataclass(frozen=True)
-class Ran:
-    """How a command ended, and what it printed."""
-
-    code: object
-    out: str
-    err: str
-
-
-Command = Callable[..., Ran]
-
-
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `jasper-cache` in this process, by the function that its entry point calls."""
-
-    def ran(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["jasper-cache", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run(app)
-        return Ran(end.value.code, *capsys.readouterr())
-
-    return ran
+    return command_of(app, "jasper-cache", monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

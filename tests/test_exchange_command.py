@@ -1,40 +1,18 @@
 """`jasper-cache join`, `merge`, `export` and `build --format` as people run them."""
 
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import Command, Ran, command_of
 from jobs import contents, corpus, lsa, made, write_corpus
 
 from cli.cache import app
-from cli.console import run
 from teacher_cache.reader import CacheReader
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: object
-    out: str
-    err: str
-
-
-Command = Callable[..., Ran]
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `jasper-cache` in this process, by the function that its entry point calls."""
-
-    def ran(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["jasper-cache", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run(app)
-        return Ran(end.value.code, *capsys.readouterr())
-
-    return ran
+    return command_of(app, "jasper-cache", monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import Command, command_of
 from faults import Disk, full_from, read_only_from
 from jobs import contents, write_corpus
 from shard_files import shard_file
-from test_cache_command import RECIPE, Command, Ran, assert_refused, build
+from test_cache_command import RECIPE, assert_refused, build
 
 from cli.cache import app
-from cli.console import run
 from teacher_cache.format import plan_path
 from teacher_cache.reader import CacheReader
 
@@ -30,16 +30,7 @@ def place(memory_folder: Path) -> Path:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `jasper-cache` in this process."""
-
-    def ran(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["jasper-cache", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run(app)
-        return Ran(end.value.code, *capsys.readouterr())
-
-    return ran
+    return command_of(app, "jasper-cache", monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("fault", [full_from, read_only_from])
