@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from read import BATCH, WIDTHS, write_cache, write_raw
+from reports import publish
 
 from teacher_cache.format import ROWS_PER_SHARD
 from teacher_cache.reader import CacheReader
@@ -111,10 +112,7 @@ def main() -> None:
             f"| {name} | {1e3 * median:.1f} | {1e3 * min(times[1:]):.1f} | {BATCH / median:,.0f} | "
             f"{base / median:.1f} |"
         )
-    report = "\n".join(lines) + "\n"
-    print(report)
-    if arguments.report:
-        arguments.report.write_text(report)
+    publish(lines, arguments.report)
 
 
 if __name__ == "__main__":

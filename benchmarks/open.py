@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 from read import WIDTHS, blocks_of_widths
+from reports import publish
 
 from teacher_cache.format import (
     FORMAT_VERSION,
@@ -107,10 +108,7 @@ def main() -> None:
             f"| {shards:,} | {int(results[0][2]):,} | {shards * SHARD_BYTES / 1e9:,.0f} GB | "
             f"{1e3 * seconds:.0f} | {memory:.1f} |"
         )
-    report = "\n".join(lines) + "\n"
-    print(report)
-    if arguments.report:
-        arguments.report.write_text(report)
+    publish(lines, arguments.report)
 
 
 if __name__ == "__main__":

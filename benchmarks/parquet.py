@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow
 from numpy.typing import NDArray
 from read import BATCH, WIDTHS, write_cache
+from reports import publish
 
 from teacher_cache.format import ROWS_PER_SHARD, ShardFormat
 from teacher_cache.parquet import KEPT_WINDOWS, ROWS_PER_WINDOW
@@ -86,10 +87,7 @@ def main() -> None:
             for order, (arrow, parquet) in speeds.items()
         ),
     ]
-    report = "\n".join(lines) + "\n"
-    print(report)
-    if arguments.report:
-        arguments.report.write_text(report)
+    publish(lines, arguments.report)
 
 
 if __name__ == "__main__":

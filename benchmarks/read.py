@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from reports import publish
 
 from teacher_cache.encoders.protocol import Encoded
 from teacher_cache.format import (
@@ -165,10 +166,7 @@ def main() -> None:
             f"| {name} | {1e3 * median:.2f} | {1e3 * min(times):.2f} | {BATCH / median:,.0f} | "
             f"{base / median:.3g} |"
         )
-    report = "\n".join(lines) + "\n"
-    print(report)
-    if arguments.report:
-        arguments.report.write_text(report)
+    publish(lines, arguments.report)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+from reports import publish
 
 from teacher_cache.encoders.protocol import Encoded
 from teacher_cache.files import commit_bytes
@@ -101,10 +102,7 @@ def main() -> None:
             f"| {name} | {1e3 * median:.0f} | {1e3 * min(seconds[name][1:]):.0f} | "
             f"{len(data) / median / 1e6:,.0f} | {base / median:.2f} |"
         )
-    report = "\n".join(lines) + "\n"
-    print(report)
-    if arguments.report:
-        arguments.report.write_text(report)
+    publish(lines, arguments.report)
 
 
 if __name__ == "__main__":
