@@ -84,6 +84,13 @@ class ShardActor:
         token_budget: int | None,
     ) -> tuple[list[Block], Pooled | None]:
         """Load and check the teachers, and say what they are."""
+        plan = read_plan(self.cache)
+        if plan is None:
+            raise CacheError(
+                f"{self.cache} holds no plan where this node looks: the cache must lie on a file "
+                "system that every node of the cluster sees"
+            )
+        self.plan = plan
         remove_leftovers(self.cache)
         self.located = [_here(one) for one in located]
         self.encoders = load(self.located, goldens, device=device, token_budget=token_budget)
@@ -91,15 +98,9 @@ class ShardActor:
 
     def encode(self, index: int, begun: Build) -> None:
         """Encode and commit one shard. Calls overlap: only one at a time has the device."""
-        plan = read_plan(self.cache)
-        if plan is None:
-            raise CacheError(
-                f"{self.cache} holds no plan where this node looks: the cache must lie on a file "
-                "system that every node of the cluster sees"
-            )
         teachers = [one.teacher for one in self.located]
         job = ShardJob(
-            self.cache, plan, begun.identity, teachers, self.encoders, begun.shard_format
+            self.cache, self.plan, begun.identity, teachers, self.encoders, begun.shard_format
         )
         shard = job.prepare(index)
         if shard is None:
