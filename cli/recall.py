@@ -44,8 +44,8 @@ def recall(
         )
     if len(pairs.held_out) < 2:
         raise RecipeError(f"{recipe} holds out {len(pairs.held_out)} pairs: set images.held_out")
+    from student.evaluation.images import AT, measure
     from student.model import load as load_student
-    from student.recall import AT, measure
 
     quiet_libraries()
     student = load_student(folder / "model")

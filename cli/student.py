@@ -62,7 +62,7 @@ def evaluate(
     entries = record["trained_heads"] if heads is None else _trained(heads, record["trained_heads"])
     if len(reader.held_out_rows) < 3:
         raise RecipeError(f"{reader.path} has no held-out rows: set corpus.held_out in its recipe")
-    from student.evaluate import evaluate as measure
+    from student.evaluation.held_out import evaluate as measure
     from student.model import create, load
 
     quiet_libraries()

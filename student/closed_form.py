@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from student.evaluate import encode
+from student.encoding import encode
 from student.model import POOLED, Student
 from student.order import Order
 from student.stages import FULL_HEAD, StageError, Start

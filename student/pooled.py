@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from student.evaluate import encode
+from student.encoding import encode
 from student.model import POOLED, create
 from student.run import StageRun, start_of
 from teacher_cache.models import body_fingerprint

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from student.batches import Samples
+from student.encoding import unit
 from student.engine import Engine
-from student.evaluate import order_agreement, unit
+from student.evaluation.retention import order_agreement
 from student.gather import gather
 from student.stages import FULL_HEAD, StageError, StageSpec
 from student.step import TEACHERS, targets_of, total_loss, weighed

@@ -7,7 +7,7 @@ import pytest
 from small_caches import write_cache
 
 from student.closed_form import Moments, reduce, ridge, start_heads
-from student.evaluate import encode
+from student.encoding import encode
 from student.model import create
 from student.spec import StudentSpec
 from teacher_cache.reader import CacheReader

@@ -16,7 +16,7 @@ from stage_runs import stage_run
 
 from data.corpus import Corpus, CorpusSpec
 from student.closed_form import Moments, copied, start_heads
-from student.evaluate import encode
+from student.encoding import encode
 from student.model import create
 from student.spec import StudentSpec
 from student.stages import StageError

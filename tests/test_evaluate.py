@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from small_caches import write_cache
 
-from student.evaluate import encode, evaluate, nearest, retention
+from student.encoding import encode
+from student.evaluation.held_out import evaluate
+from student.evaluation.retention import nearest, retention
 from student.model import create
 from student.spec import StudentSpec
 from teacher_cache.reader import CacheReader

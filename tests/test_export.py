@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from student.evaluate import encode
+from student.encoding import encode
 from student.export import export
 from student.model import Student, create
 from student.spec import StudentError, StudentSpec

@@ -15,7 +15,7 @@ from test_losses import cosine_oracle, relative_oracle, similarity_oracle, vecto
 from torch import Tensor
 
 from student.closed_form import Moments, ridge, start_heads
-from student.evaluate import encode
+from student.encoding import encode
 from student.model import create
 from student.order import Order
 from student.stages import LossWeights, stage

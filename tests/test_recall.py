@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from student.recall import recall
+from student.evaluation.images import recall
 
 
 def by_hand(queries: np.ndarray, documents: np.ndarray, groups: list[int], at: int) -> float:

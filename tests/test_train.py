@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_caches import write_cache
 
-from student.evaluate import encode, retention
+from student.encoding import encode
+from student.evaluation.retention import retention
 from student.model import create, load
 from student.run import StageRun, read_record
 from student.spec import StudentError, StudentSpec

@@ -27,7 +27,7 @@ from small_vision import (
 from vision_reference import image_tokens
 
 from data.images import ImageError, Preprocessing
-from student.evaluate import encode
+from student.encoding import encode
 from student.jasper import load_image_side, write
 from student.model import POOLED, Student, create, load
 from student.spec import StudentError, StudentSpec, VisionSpec

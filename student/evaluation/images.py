@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.images import ImageError
 from data.pairs import Pairs
-from student.evaluate import ENCODE_BATCH, FloatArray, encode, unit
+from student.encoding import FloatArray, encode, encode_images, unit
 from student.model import POOLED, Student
 
 AT = (1, 5, 10)
@@ -89,24 +89,3 @@ def measure(
         "at": list(AT),
         "recall": figures,
     }
-
-
-@torch.inference_mode()
-def encode_images(
-    student: Student,
-    pixels: Sequence[torch.Tensor],
-    heads: Sequence[str],
-    *,
-    advance: Callable[[int], None] = lambda _: None,
-) -> dict[str, FloatArray]:
-    """The student's vectors of images, as `evaluate.encode` gives those of texts."""
-    student.eval()
-    device = next(student.parameters()).device
-    found: dict[str, list[FloatArray]] = {name: [] for name in (POOLED, *heads)}
-    for start in range(0, len(pixels), ENCODE_BATCH):
-        chosen = pixels[start : start + ENCODE_BATCH]
-        outputs = student(student.batch(chosen, chunks=1).to(device), (POOLED, *heads))
-        for name, vectors in outputs.items():
-            found[name].append(vectors.float().cpu().numpy())
-        advance(len(chosen))
-    return {name: np.concatenate(parts) for name, parts in found.items()}
