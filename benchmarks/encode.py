@@ -24,6 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,28 +201,33 @@ def compare_with_matrices(
         f"{texts:,} texts as token ids, batches of at most {encoder.token_budget:,} padded tokens; "
         f"median of {repeats} (in brackets the fastest). A token passes "
         f"{subject.parameters / 1e9:.3f} G parameters of matrices; a square bf16 product on this "
-        f"device runs at {rate / 1e12:,.2f} TFLOP/s.",
+        f"device runs at {rate / 1e12:,.2f} TFLOP/s. Both layouts of a batch take turns; a build "
+        "takes the faster (teacher_cache/encoders/choice.py).",
         "",
-        "| lengths | texts/s | tokens/s | TFLOP/s | share of the square product | padded / real |",
-        "|---|---|---|---|---|---|",
+        "| lengths | batches | texts/s | tokens/s | TFLOP/s | share of the square product | "
+        "computed / real tokens |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, lengths in rows.items():
         ids = [rng.integers(1, subject.vocabulary, length, np.int32) for length in lengths]
         prepared = Tokenized(ids, np.zeros(texts, np.int32))
 
-        def run(prepared: Tokenized = prepared) -> None:
+        def run(packed: bool, prepared: Tokenized = prepared) -> None:
+            encoder.packed = packed
             if not np.isfinite(encoder.encode(prepared, lambda _: None).vectors).all():
                 raise SystemExit(f"{model}: vectors are not finite")
 
-        (times,) = take_turns({name: run}, repeats).values()
-        median, fastest = statistics.median(times), min(times)
+        arms = {"padded": partial(run, False), "packed": partial(run, True)}
         flop = subject.flop(lengths)
         waste = padding_waste(lengths, plan_batches(lengths, encoder.token_budget))
-        lines.append(
-            f"| {name} | {texts / median:,.1f} | {lengths.sum() / median:,.0f} | "
-            f"{flop / median / 1e12:,.3g} ({flop / fastest / 1e12:,.3g}) | "
-            f"{flop / median / rate:.1%} ({flop / fastest / rate:.1%}) | {waste:.3f} |"
-        )
+        for layout, times in take_turns(arms, repeats).items():
+            median, fastest = statistics.median(times), min(times)
+            lines.append(
+                f"| {name} | {layout} | {texts / median:,.1f} | {lengths.sum() / median:,.0f} | "
+                f"{flop / median / 1e12:,.3g} ({flop / fastest / 1e12:,.3g}) | "
+                f"{flop / median / rate:.1%} ({flop / fastest / rate:.1%}) | "
+                f"{waste if layout == 'padded' else 1:.3f} |"
+            )
     if device.type == "cuda":
         lines += ["", f"Most memory: {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB."]
     return [*lines, ""]

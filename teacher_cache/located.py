@@ -8,6 +8,7 @@ from pathlib import Path
 
 from teacher_cache import models
 from teacher_cache.encoders import loading
+from teacher_cache.encoders.choice import choose
 from teacher_cache.encoders.probe import probe
 from teacher_cache.encoders.protocol import Encoder, KeepsPooled
 from teacher_cache.format import TEACHER_FOLDER, Block, CacheError, Plan, Pooled
@@ -71,7 +72,7 @@ def load(
     device: str,
     token_budget: int | None,
 ) -> list[Encoder]:
-    """Load the teachers, each of which then proves what the build relies on.
+    """Load the teachers; each takes its faster layout and proves what the build relies on.
 
     Raises:
         TeacherError: a teacher cannot be loaded, fails its check, or gives other vectors than a
@@ -85,6 +86,7 @@ def load(
             loading.load_encoder(one.teacher, one.folder, device=device, token_budget=token_budget)
         )
     for one, encoder in zip(located, encoders, strict=True):
+        choose(encoder, one.teacher)
         probe(encoder, one.teacher)
         hold(encoder, one.teacher, goldens)
     return encoders

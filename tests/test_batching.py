@@ -1,5 +1,6 @@
 """Batches by token budget: every text once, in its place, with little padding, in any memory."""
 
+from functools import partial
 from random import Random
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from teacher_cache.encoders.batching import Tokenized, encode_batches, padding_waste, plan_batches
+from teacher_cache.encoders.layout import Padded
 from teacher_cache.encoders.protocol import Encoded
 from teacher_cache.teachers import TeacherError
 
@@ -25,8 +27,9 @@ def tokenized(texts: list[list[int]], pooled_from: list[int] | None = None) -> T
     return Tokenized([np.array(text, np.int32) for text in texts], np.array(starts, np.int32))
 
 
-def describe(ids: torch.Tensor, mask: torch.Tensor, pooled_from: torch.Tensor) -> torch.Tensor:
+def describe(batch: Padded) -> torch.Tensor:
     """Sum of a text's ids, its length, and the id where its pooling starts."""
+    ids, mask, pooled_from = batch.ids_BL, batch.mask_BL, batch.pooled_from_B
     first = ids.gather(1, pooled_from[:, None])[:, 0]
     return torch.stack([(ids * mask).sum(1), mask.sum(1), first], 1)
 
@@ -37,8 +40,7 @@ def run(texts: Tokenized, budget: int, *, pad_left: bool = False) -> tuple[Encod
         texts,
         describe,
         3,
-        pad_id=1000,
-        pad_left=pad_left,
+        collate=partial(Padded.of, pad_id=1000, pad_left=pad_left),
         device=CPU,
         token_budget=budget,
         on_done=done.append,
@@ -101,15 +103,21 @@ def test_a_batch_beyond_the_memory_is_taken_in_smaller_ones() -> None:
     texts = [[i] * (1 + i % 7) for i in range(50)]
     sizes: list[int] = []
 
-    def small(ids: torch.Tensor, mask: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-        sizes.append(ids.numel())
-        if ids.numel() > 20:
+    def small(batch: Padded) -> torch.Tensor:
+        sizes.append(batch.ids_BL.numel())
+        if batch.ids_BL.numel() > 20:
             raise torch.OutOfMemoryError("no")
-        return describe(ids, mask, starts)
+        return describe(batch)
 
     done: list[int] = []
     encoded = encode_batches(
-        tokenized(texts), small, 3, pad_id=0, device=CPU, token_budget=300, on_done=done.append
+        tokenized(texts),
+        small,
+        3,
+        collate=partial(Padded.of, pad_id=0),
+        device=CPU,
+        token_budget=300,
+        on_done=done.append,
     )
     assert encoded.vectors[:, 0].tolist() == [sum(text) for text in texts]
     assert sum(done) == 50
@@ -118,7 +126,7 @@ def test_a_batch_beyond_the_memory_is_taken_in_smaller_ones() -> None:
 
 
 def test_one_text_beyond_the_memory_is_an_error() -> None:
-    def none(_ids: torch.Tensor, _mask: torch.Tensor, _starts: torch.Tensor) -> torch.Tensor:
+    def none(_batch: Padded) -> torch.Tensor:
         raise torch.OutOfMemoryError("no")
 
     with pytest.raises(TeacherError, match="one text of 4 tokens does not fit the memory of cpu"):
@@ -126,7 +134,7 @@ def test_one_text_beyond_the_memory_is_an_error() -> None:
             tokenized([[1], [1, 2, 3, 4]]),
             none,
             3,
-            pad_id=0,
+            collate=partial(Padded.of, pad_id=0),
             device=CPU,
             token_budget=4,
             on_done=lambda _done: None,
@@ -140,16 +148,15 @@ def test_a_gpu_that_runs_ahead_gives_the_same_vectors() -> None:
     table = torch.randn(1000, 512)
     on_gpu = table.cuda()
 
-    def mean(ids: torch.Tensor, mask: torch.Tensor, _starts: torch.Tensor) -> torch.Tensor:
-        states = (on_gpu if ids.is_cuda else table)[ids] * mask[..., None]
-        return states.sum(1) / mask.sum(1, keepdim=True)
+    def mean(batch: Padded) -> torch.Tensor:
+        return batch.mean((on_gpu if batch.ids_BL.is_cuda else table)[batch.ids_BL])
 
     found, expected = (
         encode_batches(
             tokenized(texts),
             mean,
             512,
-            pad_id=0,
+            collate=partial(Padded.of, pad_id=0),
             device=device,
             token_budget=4096,
             on_done=lambda _done: None,

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from teacher_cache.encoders import loading
 from teacher_cache.encoders.batching import Tokenized, encode_batches
 from teacher_cache.encoders.body import empty_body, expected_shapes
 from teacher_cache.encoders.latent_attention import LatentSizes
+from teacher_cache.encoders.layout import Padded
 from teacher_cache.encoders.nv_embed import BODY_PREFIX, NvEmbedEncoder
 from teacher_cache.encoders.protocol import Encoded
 from teacher_cache.teachers import Teacher, TeacherError, TeacherSpec, resolve
@@ -93,8 +95,7 @@ def test_padding_may_stand_on_either_side(encoder: NvEmbedEncoder) -> None:
         encoder.prepare(TEXTS, PROMPTS),
         encoder.forward,
         encoder.width,
-        pad_id=7,
-        pad_left=True,
+        collate=partial(Padded.of, pad_id=7, pad_left=True),
         device=torch.device("cpu"),
         token_budget=4096,
         on_done=lambda _done: None,

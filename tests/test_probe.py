@@ -12,6 +12,7 @@ from checkpoints import write_nv_embed, write_stella
 
 from teacher_cache.encoders import body as bodies
 from teacher_cache.encoders import loading, tfidf_svd
+from teacher_cache.encoders.layout import Padded
 from teacher_cache.encoders.probe import probe
 from teacher_cache.encoders.protocol import Encoded
 from teacher_cache.teachers import Teacher, TeacherError, TeacherSpec, resolve
@@ -146,9 +147,9 @@ def test_lengths_that_depend_on_the_batch_are_caught(
     encoder, teacher = loaded
     forward = encoder.forward
 
-    def divided_by_all(ids: Any, mask: Any, starts: Any) -> torch.Tensor:
-        vectors: torch.Tensor = forward(ids, mask, starts)
-        return vectors * mask.sum(1, keepdim=True) / mask.shape[1]
+    def divided_by_all(batch: Padded) -> torch.Tensor:
+        vectors: torch.Tensor = forward(batch)
+        return vectors * batch.mask_BL.sum(1, keepdim=True) / batch.mask_BL.shape[1]
 
     monkeypatch.setattr(encoder, "forward", divided_by_all)
     with pytest.raises(TeacherError, match=r"cosine 1\.0.*lengths by [1-9]"):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from transformers import Qwen2Config, Qwen2Model
 from teacher_cache.encoders import loading
 from teacher_cache.encoders.batching import encode_batches
 from teacher_cache.encoders.body import empty_body, expected_shapes
+from teacher_cache.encoders.layout import Padded
 from teacher_cache.encoders.protocol import Encoded, IntArray
 from teacher_cache.encoders.stella import StellaEncoder
 from teacher_cache.teachers import Teacher, TeacherError, TeacherSpec, resolve
@@ -121,8 +123,7 @@ def test_padding_may_stand_on_either_side(encoder: StellaEncoder) -> None:
         prepared,
         encoder.forward,
         encoder.width,
-        pad_id=3,
-        pad_left=True,
+        collate=partial(Padded.of, pad_id=3, pad_left=True),
         device=torch.device("cpu"),
         token_budget=4096,
         on_done=lambda _done: None,

@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from teacher_cache.encoders.layout import Collate
 from teacher_cache.encoders.protocol import Encoded, IntArray
 from teacher_cache.teachers import TeacherError
 
-Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(token ids [B, L], attention mask [B, L], first pooled position [B]) → vectors [B, width], and
-behind them, where pooled states are kept, those: [B, width + H]."""
+Forward = Callable[[Any], torch.Tensor]
+"""A batch as `collate` makes it → vectors [B, width], and behind them, where pooled states are
+kept, those: [B, width + H]."""
 
 DEFAULT_TOKEN_BUDGET = {"cuda": 32_768, "cpu": 2048}
 """Padded tokens in a batch: with fewer a device idles, with more the memory is for nothing. On a
@@ -75,14 +77,15 @@ def encode_batches(
     forward: Forward,
     width: int,
     *,
-    pad_id: int,
-    pad_left: bool = False,
+    collate: Collate,
     device: torch.device,
     token_budget: int,
     on_done: Callable[[int], None],
     pooled_width: int | None = None,
 ) -> Encoded:
     """Run `forward` over length-sorted batches; vectors return in the order of the texts.
+
+    `collate` lays the texts of a batch out, see `teacher_cache.encoders.layout`.
 
     On a GPU the host runs ahead: it hands over the next batches while one is computed, and waits
     for vectors only when `_IN_FLIGHT` batches are on their way. `on_done` is told of a batch when
@@ -108,8 +111,8 @@ def encode_batches(
         batch = waiting.pop()
         try:
             with torch.inference_mode():
-                inputs = _to_device(_pad(tokenized, batch, pad_id, pad_left), device)
-                in_flight.append(_Flight.of(batch, forward(*inputs)))
+                laid_out = collate([tokenized.ids[i] for i in batch], tokenized.pooled_from[batch])
+                in_flight.append(_Flight.of(batch, forward(laid_out.to(device))))
         except (torch.OutOfMemoryError, MemoryError) as error:
             if len(batch) == 1:
                 raise TeacherError(
@@ -158,25 +161,3 @@ class _Flight:
         if self.copied is not None:
             self.copied.synchronize()
         return self.vectors.numpy()
-
-
-def _to_device(tensors: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, ...]:
-    if device.type != "cuda":
-        return tuple(tensor.to(device) for tensor in tensors)
-    return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
-
-
-def _pad(
-    tokenized: Tokenized, batch: NDArray[np.intp], pad_id: int, pad_left: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    rows = [tokenized.ids[i] for i in batch]
-    longest = max(1, max(len(row) for row in rows))
-    ids = np.full((len(rows), longest), pad_id, np.int64)
-    mask = np.zeros((len(rows), longest), np.int64)
-    pooled_from = tokenized.pooled_from[batch].astype(np.int64)
-    for i, row in enumerate(rows):
-        start = longest - len(row) if pad_left else 0
-        ids[i, start : start + len(row)] = row
-        mask[i, start : start + len(row)] = 1
-        pooled_from[i] += start
-    return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(pooled_from)

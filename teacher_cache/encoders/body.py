@@ -28,7 +28,6 @@ def empty_body(
         # Never the folder's word for it: a missing flag means causal, and no warning tells.
         config.is_causal = False
         config.use_cache = False
-        config._attn_implementation = "sdpa"
         with torch.device("meta"):
             body = model_class(config)
     except Exception as error:  # the strict configuration classes raise from several hierarchies
@@ -55,6 +54,11 @@ def fill(
     rotary: Any = body.rotary_emb
     body.rotary_emb = type(rotary)(config=body.config).to(device)
     return body.requires_grad_(False)
+
+
+def use_attention(body: PreTrainedModel, name: str) -> None:
+    """Let the body's layers attend by one of transformers' attention functions."""
+    body.config._attn_implementation = name
 
 
 def token_states(

@@ -33,6 +33,7 @@ from teacher_cache.encoders.checkpoint import (
     read_tensors,
 )
 from teacher_cache.encoders.latent_attention import LatentAttention, LatentSizes
+from teacher_cache.encoders.layout import Batch, Packed, Padded
 from teacher_cache.encoders.protocol import Encoded, FloatArray, IntArray
 from teacher_cache.encoders.tokens import TOKENIZER_FILE, EosWrittenTokenizer, check_vocabulary
 from teacher_cache.teachers import Teacher, TeacherError
@@ -92,6 +93,7 @@ class NvEmbedEncoder:
         self.teacher = teacher
         self.device = device
         self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET[device.type]
+        self.packed = False
         self.width: int = body.config.hidden_size
         self._instruction_tokens = cache(tokenizer.count)
 
@@ -117,28 +119,28 @@ class NvEmbedEncoder:
             prepared,
             self.forward,
             self.width,
-            pad_id=self.tokenizer.eos_id,
+            collate=self._collate,
             device=self.device,
             token_budget=self.token_budget,
             on_done=on_done,
         )
 
     @torch.inference_mode()
-    def forward(
-        self, ids_BL: torch.Tensor, mask_BL: torch.Tensor, pooled_from_B: torch.Tensor
-    ) -> torch.Tensor:
-        """Vectors [B, H] of a padded batch, in fp32."""
-        states_BLH = self.latent_attention(bodies.token_states(self.body, ids_BL, mask_BL))
-        place_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
-        pooled_BL = mask_BL.bool() & (place_L >= pooled_from_B[:, None])
-        return torch.nn.functional.normalize(bodies.masked_mean(states_BLH, pooled_BL), dim=-1)
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Vectors [B, H] of a batch, in fp32."""
+        mean_BH = batch.mean(self.latent_attention(batch.states(self.body)))
+        return torch.nn.functional.normalize(mean_BH, dim=-1)
 
     @torch.inference_mode()
     def token_states(self, ids: IntArray) -> FloatArray:
         """States [L, H] of one text's tokens, before pooling. Every token sees every other."""
-        ids_BL = torch.as_tensor(ids, dtype=torch.int64, device=self.device)[None]
-        states_BLH = bodies.token_states(self.body, ids_BL, torch.ones_like(ids_BL))
-        return self.latent_attention(states_BLH)[0].float().cpu().numpy()
+        batch = self._collate([ids], np.zeros(1, np.int32)).to(self.device)
+        return self.latent_attention(batch.states(self.body))[0].float().cpu().numpy()
+
+    def _collate(self, rows: Sequence[IntArray], pooled_from: IntArray) -> Batch:
+        if self.packed:
+            return Packed.of(rows, pooled_from)
+        return Padded.of(rows, pooled_from, pad_id=self.tokenizer.eos_id)
 
 
 @dataclass(frozen=True, slots=True)

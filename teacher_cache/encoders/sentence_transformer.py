@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from teacher_cache.encoders.batching import DEFAULT_TOKEN_BUDGET, Tokenized, encode_batches
+from teacher_cache.encoders.layout import Padded
 from teacher_cache.encoders.protocol import Encoded
 from teacher_cache.teachers import Teacher, TeacherError
 
@@ -142,8 +144,11 @@ class SentenceTransformerEncoder:
             prepared,
             self._forward,
             self.width,
-            pad_id=tokenizer.pad_token_id,
-            pad_left=tokenizer.padding_side == "left",
+            collate=partial(
+                Padded.of,
+                pad_id=tokenizer.pad_token_id,
+                pad_left=tokenizer.padding_side == "left",
+            ),
             device=self.device,
             token_budget=self.token_budget,
             on_done=on_done,
@@ -151,10 +156,8 @@ class SentenceTransformerEncoder:
         )
 
     @torch.inference_mode()
-    def _forward(
-        self, ids: torch.Tensor, mask: torch.Tensor, _pooled_from: torch.Tensor
-    ) -> torch.Tensor:
-        features = {"input_ids": ids, "attention_mask": mask}
+    def _forward(self, batch: Padded) -> torch.Tensor:
+        features = {"input_ids": batch.ids_BL, "attention_mask": batch.mask_BL}
         if self.pooled_width is None:
             vectors: torch.Tensor = self.model(features)["sentence_embedding"]
             return vectors

@@ -34,6 +34,7 @@ from teacher_cache.encoders.checkpoint import (
     read_json,
     read_tensors,
 )
+from teacher_cache.encoders.layout import Batch, Packed, Padded
 from teacher_cache.encoders.protocol import Encoded, FloatArray, IntArray
 from teacher_cache.encoders.tokens import (
     CONFIG_FILE,
@@ -99,6 +100,7 @@ class StellaEncoder:
         self.tokenizer = tokenizer
         self.device = device
         self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET[device.type]
+        self.packed = False
         self.width = len(bias_T)
         self.pooled_width: int | None = dense_TH.shape[1] if keep_pooled else None
         self.pooling = "mean of all tokens, then Dense in fp32; texts end " + (
@@ -128,7 +130,7 @@ class StellaEncoder:
             prepared,
             self.forward,
             self.width,
-            pad_id=self.tokenizer.pad_id,
+            collate=self._collate,
             device=self.device,
             token_budget=self.token_budget,
             on_done=on_done,
@@ -136,12 +138,9 @@ class StellaEncoder:
         )
 
     @torch.inference_mode()
-    def forward(
-        self, ids_BL: torch.Tensor, mask_BL: torch.Tensor, _pooled_from_B: torch.Tensor
-    ) -> torch.Tensor:
-        """Vectors [B, T] of a padded batch, in fp32; with pooled states kept, [B, T + H]."""
-        states_BLH = bodies.token_states(self.body, ids_BL, mask_BL)
-        pooled_BH = bodies.masked_mean(states_BLH, mask_BL)
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Vectors [B, T] of a batch, in fp32; with pooled states kept, [B, T + H]."""
+        pooled_BH = batch.mean(batch.states(self.body))
         vectors_BT = torch.nn.functional.linear(pooled_BH, self.dense_TH, self.bias_T)
         if self.pooled_width is None:
             return vectors_BT
@@ -150,9 +149,13 @@ class StellaEncoder:
     @torch.inference_mode()
     def token_states(self, ids: IntArray) -> FloatArray:
         """States [L, H] of one text's tokens, before pooling. Every token sees every other."""
-        ids_BL = torch.as_tensor(ids, dtype=torch.int64, device=self.device)[None]
-        states_BLH = bodies.token_states(self.body, ids_BL, torch.ones_like(ids_BL))
-        return states_BLH[0].float().cpu().numpy()
+        batch = self._collate([ids], np.zeros(1, np.int32)).to(self.device)
+        return batch.states(self.body)[0].float().cpu().numpy()
+
+    def _collate(self, rows: Sequence[IntArray], pooled_from: IntArray) -> Batch:
+        if self.packed:
+            return Packed.of(rows, pooled_from)
+        return Padded.of(rows, pooled_from, pad_id=self.tokenizer.pad_id)
 
 
 @dataclass(frozen=True, slots=True)
