@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.encoders.layout import Collate
 from teacher_cache.encoders.protocol import Encoded, IntArray
 from teacher_cache.teachers import TeacherError
+
+if TYPE_CHECKING:
+    from teacher_cache.encoders.layout import Collate
 
 Forward = Callable[[Any], torch.Tensor]
 """A batch as `collate` makes it → vectors [B, width], and behind them, where pooled states are

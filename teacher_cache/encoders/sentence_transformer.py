@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from teacher_cache.encoders.batching import DEFAULT_TOKEN_BUDGET, Tokenized, encode_batches
-from teacher_cache.encoders.layout import Padded
 from teacher_cache.encoders.protocol import Encoded
 from teacher_cache.teachers import Teacher, TeacherError
+
+if TYPE_CHECKING:
+    from teacher_cache.encoders.layout import Padded
 
 _SUFFIXES = {".safetensors", ".json", ".txt", ".model"}
 _OTHER_FORMATS = {"onnx", "openvino"}
@@ -139,6 +141,8 @@ class SentenceTransformerEncoder:
 
     def encode(self, prepared: Tokenized, on_done: Callable[[int], None]) -> Encoded:
         """Vectors as the model's last module gives them."""
+        from teacher_cache.encoders.layout import Padded
+
         tokenizer = self.model.tokenizer
         return encode_batches(
             prepared,
