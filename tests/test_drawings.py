@@ -7,7 +7,8 @@ from scipy import ndimage
 
 from data.drawings import CAPTIONS, COLOURS, COUNTS, PLACES, Drawings, draw
 from data.images import decoded
-from data.pairs import Pairs, PairsSpec
+from data.pairs import Pairs
+from data.pairs_spec import PairsSpec
 
 
 def test_captions_are_all_different_and_say_what_is_drawn() -> None:

@@ -12,7 +12,8 @@ from small_vision import picture
 from data.corpus import CorpusSpec, is_held_out, text_id
 from data.files import CorpusError
 from data.images import Preprocessing
-from data.pairs import Pairs, PairsSpec
+from data.pairs import Pairs
+from data.pairs_spec import PairsSpec
 
 AS_READ = Preprocessing(6)
 CONTENT = pairs(10)

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from data.corpus import Corpus, CorpusSpec
 from data.files import CorpusError
 from data.images import Preprocessing
-from data.pairs import Pairs, PairsSpec
+from data.pairs import Pairs
+from data.pairs_spec import PairsSpec
 from student.batches import batches
 from student.export import export
 from student.losses import combined_loss, contrastive_loss
@@ -114,9 +115,7 @@ def captions(start: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory
 def caption_cache(out: Path, start: Path, folder: Path) -> CacheReader:
     student, record = load(start / "model"), read_record(start)
     export(student, out / "teacher", head="pooled", record=record)
-    source = {
-        "name": "captions", "path": str(folder / "pairs" / "captions.jsonl"), "fields": "caption",
-    }  # fmt: skip
+    source = {"name": "captions", "pairs": {"path": str(folder / "pairs" / "captions.jsonl")}}
     spec = CorpusSpec.model_validate({"sources": [source], "held_out": 0.1})
     teacher = {
         "name": "text-side", "encoder": "sentence-transformers", "path": str(out / "teacher"),

@@ -378,11 +378,11 @@ def test_a_data_set_that_cannot_be_opened_is_refused_in_one_line(tmp_path: Path)
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({}, "exactly one of path, dataset, generator, found none"),
+        ({}, "exactly one of path, dataset, generator, pairs, found none"),
         ({"path": "a", "dataset": "b"}, "found path and dataset"),
         ({"path": "a", "split": "test"}, "go with dataset"),
         ({"path": "a", "revision": "1"}, "go with dataset"),
-        ({"generator": "python-docstrings", "fields": "body"}, "a generator has no fields"),
+        ({"generator": "python-docstrings", "fields": "body"}, "fields goes with path and dataset"),
         ({"dataset": "a", "unit": "paragraph"}, "unit goes with path"),
         ({"path": "a", "fields": []}, "fields needs column names"),
         ({"path": "a", "fields": ["x", "x"]}, "all different"),
