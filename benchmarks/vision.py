@@ -40,17 +40,22 @@ from teacher_cache.reader import CacheReader
 HEADS = ("fc1", "fc2", "fc3", "fc4")
 CONTRASTIVE = {"heads": {head: {"contrastive": 1.0} for head in HEADS}}
 POOLER = {"trains": ["vision", "pooler"]}
-ARMS: Mapping[str, dict[str, Any]] = {
-    "as it is: 5 % warm-up, norm at most 1": {},
-    "no warm-up": {"warmup": 0.0},
-    "20 % warm-up": {"warmup": 0.2},
-    "no clipping": {"clip": float("inf")},
-    "neither warm-up nor clipping": {"warmup": 0.0, "clip": float("inf")},
-    "half the learning rate": {"learning_rate": 0.5},
-    "contrastive term, weight 1": CONTRASTIVE,
-    "the pooler's projection trains": POOLER,
-    "20 % warm-up, contrastive, projection": {"warmup": 0.2, **CONTRASTIVE, **POOLER},
+ARMS: Mapping[str, tuple[float, dict[str, Any]]] = {
+    "as it is: 5 % warm-up, norm at most 1": (1, {}),
+    "no warm-up": (1, {"warmup": 0.0}),
+    "no clipping": (1, {"clip": float("inf")}),
+    "neither warm-up nor clipping": (1, {"warmup": 0.0, "clip": float("inf")}),
+    "20 % warm-up": (1, {"warmup": 0.2}),
+    "contrastive term, weight 1": (1, CONTRASTIVE),
+    "the pooler's projection trains": (1, POOLER),
+    "a third of the rate": (1 / 3, {}),
+    "3 × the rate": (3, {}),
+    "3 × the rate, neither warm-up nor clipping": (3, {"warmup": 0.0, "clip": float("inf")}),
+    "3 × the rate, 20 % warm-up": (3, {"warmup": 0.2}),
+    "3 × the rate, contrastive term": (3, CONTRASTIVE),
 }
+"""What each arm multiplies the recipe's learning rate by, and what it changes of the stage."""
+
 WINDOW = 5
 """Steps on either side whose median is the loss that a step is held against."""
 
@@ -94,9 +99,11 @@ def course(losses: Sequence[float], norms: Sequence[float]) -> dict[str, float]:
 def trained(
     name: str, seed: int, book: Recipe, before: Path, pairs: Pairs, reader: CacheReader, steps: int
 ) -> Course:
-    changes = {**book.stages.get(4, {}), **ARMS[name], "steps": steps, "probe_every": 0}
-    if name == "half the learning rate":
-        changes["learning_rate"] = 0.5 * book.stage(4).learning_rate
+    factor, own = ARMS[name]
+    rate = factor * book.stage(4).learning_rate
+    changes = {
+        **book.stages.get(4, {}), "learning_rate": rate, **own, "steps": steps, "probe_every": 0,
+    }  # fmt: skip
     assert book.student.vision is not None
     projection = "pooler" in changes.get("trains", ())
     vision = book.student.vision.model_copy(update={"projection": projection})
@@ -182,7 +189,8 @@ def main() -> None:
             f"{torch.__version__}.",
             f"{len(pairs.train):,} pairs to train on, {len(pairs.held_out):,} held out with "
             f"{captions} captions; {options.steps} steps of {book.stage(4).batch_size}, rate "
-            f"{book.stage(4).learning_rate:g}, {options.seeds} seeds (mean ± standard deviation). "
+            f"{book.stage(4).learning_rate:g} and {options.seeds} seeds (mean ± standard "
+            "deviation). "
             "Loss: the mean of the last tenth of the steps. Roughness: the standard deviation of a "
             f"step's loss over the median of the {2 * WINDOW + 1} steps around it, and jumps the "
             f"share of steps above {JUMP} times that, behind the first fifth. Norms: the 95th "
