@@ -33,6 +33,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from random_teachers import SUBJECTS
+from reports import publish
 
 from teacher_cache.encoders import loading
 from teacher_cache.encoders.batching import Tokenized, padding_waste, plan_batches
@@ -300,10 +301,7 @@ def main() -> None:
         f"Command: `python benchmarks/encode.py {' '.join(sys.argv[1:])}`",
         "",
     ]
-    report = "\n".join([*header, *lines, *waste_of_a_shard()]).rstrip() + "\n"
-    print(report)
-    if given.report:
-        given.report.write_text(report)
+    publish([*header, *lines, *waste_of_a_shard()[:-1]], given.report)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from reports import publish
 from torch import Tensor
 
 from student.losses import TeacherBatch, relative_similarity_loss
@@ -214,9 +215,7 @@ def main() -> None:
     for texts in COMPARED + alone:
         print(f"batch {texts} ...", file=sys.stderr)
         rows.append(measure(texts, options.device, options.repeats, compare=texts in COMPARED))
-    print(table(rows))
-    if options.report:
-        options.report.write_text(report(rows, options.device, options.repeats))
+    publish(report(rows, options.device, options.repeats).splitlines(), options.report)
 
 
 if __name__ == "__main__":

