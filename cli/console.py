@@ -19,6 +19,7 @@ EXPECTED = (
     ("teacher_cache.models", "ModelError"),
     ("student.stages", "StageError"),
     ("student.spec", "StudentError"),
+    ("student.evaluation.task_spec", "TaskError"),
 )
 """Failures that are the input's and not the program's: module and name, imported by no one here."""
 

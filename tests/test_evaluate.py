@@ -7,8 +7,9 @@ import pytest
 from small_caches import write_cache
 
 from student.encoding import encode
+from student.evaluation.heads import to_measure
 from student.evaluation.held_out import evaluate
-from student.evaluation.retention import nearest, retention
+from student.evaluation.retention import nearest, pair_order, retention
 from student.model import create
 from student.spec import StudentSpec
 from teacher_cache.reader import CacheReader
@@ -41,33 +42,58 @@ def test_figures_equal_their_definitions() -> None:
     pairs = [(i, j) for i in range(40) for j in range(i)]
     unit_s = student / np.linalg.norm(student, axis=1, keepdims=True)
     unit_t = teacher / np.linalg.norm(teacher, axis=1, keepdims=True)
-    assert found.cosine == pytest.approx(float((unit_s * unit_t).sum(1).mean()), abs=1e-5)
-    assert found.order == pytest.approx(
+    assert found["cosine"] == pytest.approx(float((unit_s * unit_t).sum(1).mean()), abs=1e-5)
+    assert found["spearman"] == pytest.approx(
         spearman(np.array([s[p] for p in pairs]), np.array([t[p] for p in pairs])), abs=1e-5
     )
-    kept = 0
-    for i in range(40):
-        others = [j for j in range(40) if j != i]
-        mine = set(sorted(others, key=lambda j: -s[i, j])[:10])
-        theirs = set(sorted(others, key=lambda j: -t[i, j])[:10])
-        kept += len(mine & theirs)
-    assert found.neighbours == pytest.approx(kept / 400, abs=1e-9)
+    agreed = [(s[p] < s[q]) == (t[p] < t[q]) for i, p in enumerate(pairs) for q in pairs[:i]]
+    assert found["pair_order"] == pytest.approx(np.mean(agreed), abs=0.003)
+    assert found["recall@1"] == pytest.approx(kept(s, t, 1), abs=1e-9)
+    assert found["recall@10"] == pytest.approx(kept(s, t, 10), abs=1e-9)
+
+
+def kept(mine: np.ndarray, theirs: np.ndarray, k: int) -> float:
+    """Of each row's k best columns in one matrix, the share that are the other's; never its own."""
+    found = 0
+    for i in range(len(mine)):
+        others = [j for j in range(len(mine)) if j != i]
+        own, right = (sorted(others, key=lambda j: -m[i, j])[:k] for m in (mine, theirs))
+        found += len({*own} & {*right})
+    return found / len(mine) / k
+
+
+def test_pairs_that_tie_on_a_side_have_no_order() -> None:
+    student, teacher = np.array([1, 1, 2, 3.0]), np.array([0, 5, 5, 7.0])
+    # Of six comparisons two are ties; the others come out alike.
+    assert pair_order(student, teacher) == 1
+    assert pair_order(-student, teacher) == 0
+    assert pair_order(np.ones(4), teacher) == 0.5
+
+
+def test_vectors_that_are_all_alike_agree_with_nothing() -> None:
+    found = retention(np.ones((5, 4), np.float32), vectors(5, 4), same_space=False)
+    assert (found["spearman"], found["pair_order"]) == (0, 0.5)
+
+
+def test_few_rows_have_all_others_as_neighbours() -> None:
+    found = retention(vectors(5, 3), vectors(5, 4), same_space=False)
+    assert found["recall@10"] == 1
 
 
 def test_a_rotated_and_scaled_copy_keeps_everything_but_the_cosine() -> None:
     teacher = vectors(30, 6)
     rotation, _ = np.linalg.qr(vectors(6, 6))
     found = retention(3 * teacher @ rotation, teacher, same_space=False)
-    assert found.cosine is None
-    assert found.order == pytest.approx(1, abs=1e-4)
-    assert found.neighbours == 1
+    assert found["cosine"] is None
+    assert found["spearman"] == pytest.approx(1, abs=1e-4)
+    assert found["recall@10"] == 1
 
 
 def test_neighbours_leave_the_row_itself_out_even_among_duplicates() -> None:
     rows = vectors(12, 5)
     rows[3] = rows[7] = rows[9]
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    found = nearest(rows, 4)
+    found = nearest(rows, rows, 4)
     assert found.shape == (12, 4)
     assert all(i not in found[i] for i in range(12))
     assert {*found[3][:2]} == {7, 9}
@@ -125,3 +151,40 @@ def test_fc1_stands_before_each_teacher_with_that_teachers_slice(
     mine = mine / np.linalg.norm(mine, axis=1, keepdims=True)
     expected = float((mine * right).sum(1).mean())
     assert result["retention"]["fc1"]["right"]["cosine"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_students_query_is_searched_among_the_teachers_vectors_of_other_rows(
+    small_encoder: Path, reader: CacheReader
+) -> None:
+    student = create(SPEC, small_encoder, 20, seed=0)
+    found = evaluate(student, student, reader, reader.teachers, heads=["fc1", "fc2"])["asymmetric"]
+    assert list(found) == ["fc1"]
+    rows = reader.held_out_rows
+    fc1 = encode(student, reader.texts(rows), ["fc1"])["fc1"].astype(np.float64)
+    for teacher, columns in (("all teachers", slice(0, 20)), ("right", slice(12, 20))):
+        names = reader.teachers if teacher == "all teachers" else [teacher]
+        theirs = reader.vectors(rows, names).astype(np.float64)
+        theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
+        across = fc1[:, columns] @ theirs.T
+        for k in (1, 10):
+            expected = kept(across, theirs @ theirs.T, k)
+            assert found["fc1"][teacher][f"recall@{k}"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_student_of_one_teacher_stands_before_that_one_alone(
+    small_encoder: Path, reader: CacheReader
+) -> None:
+    student = create(SPEC, small_encoder, 8, seed=0)
+    found = evaluate(student, student, reader, ["right"], heads=["fc1"])
+    assert list(found["retention"]["fc1"]) == list(found["asymmetric"]["fc1"]) == ["right"]
+    rows = reader.held_out_rows
+    mine = encode(student, reader.texts(rows), ["fc1"])["fc1"]
+    mine = mine / np.linalg.norm(mine, axis=1, keepdims=True)
+    cosine = (mine * reader.vectors(rows, ["right"])).sum(1).mean()
+    assert found["retention"]["fc1"]["right"]["cosine"] == pytest.approx(float(cosine), abs=1e-4)
+
+
+def test_heads_stand_beside_prefixes_of_their_width() -> None:
+    widths = {"fc1": 20, "fc2": 6, "fc3": 20, "fc4": 6}
+    assert to_measure(["fc1", "fc2", "fc1[:3]"], widths) == ["fc1", "fc2", "fc1[:3]", "fc1[:6]"]
+    assert to_measure(["fc2"], widths) == ["fc2"]

@@ -175,7 +175,7 @@ def order_on_held_out_rows(run: StageRun, reader: CacheReader) -> float:
     rows = [reader.held_out_rows[int(i)] for i in np.linspace(0, 39, 30)]
     vectors = encode(load(run.model), reader.texts(rows), ["fc1"])["fc1"]
     target = reader.vectors(rows).astype(np.float32)
-    return retention(vectors, target, same_space=True).order
+    return retention(vectors, target, same_space=True)["spearman"]
 
 
 def test_held_out_rows_are_looked_at_and_change_nothing(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from student.encoding import FloatArray, encode
-from student.evaluation.retention import retention
-from student.model import POOLED, Student
+from student.encoding import FloatArray, unit
+from student.evaluation.asymmetric import ALL, found_by, spaces
+from student.evaluation.retention import Geometry, Retention, compare
+from student.evaluation.student_vectors import vectors_of
+from student.model import Student
 from student.stages import FULL_HEAD
 from teacher_cache.reader import CacheReader
-
-BOTH = "all teachers"
 
 
 def evaluate(
@@ -24,45 +23,76 @@ def evaluate(
     teachers: Sequence[str],
     *,
     heads: Sequence[str],
-    advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Retention of the named heads against every teacher and all of them together.
+    """What the named heads keep of every teacher and of all of them together, as plain data.
 
     `untrained` is the student's initialisation: its pooled state is the first line, to show what
-    training was worth. Against one teacher of several, FC1 stands with that teacher's slice of
-    it. The answer is plain data: `rows`, and for each vector, for each teacher, the figures.
+    training was worth. The figures are those of `measure`.
+
+    Raises:
+        ValueError: the cache has fewer than three held-out rows.
+    """
+    texts = reader.texts(reader.held_out_rows)
+    return measure(vectors_of(student, untrained, heads)(texts, ""), reader, teachers)
+
+
+def measure(
+    vectors: Mapping[str, FloatArray],
+    reader: CacheReader,
+    teachers: Sequence[str],
+    advance: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Compare vectors of the held-out rows, by name, with the teachers'; `advance` counts rows.
+
+    Gives `rows`; `widths` of the vectors; `retention`, for each vector and teacher
+    (`retention.Retention`); and `asymmetric`, for FC1 and each teacher, how much of the teacher's
+    own neighbours the student's query finds among the teacher's vectors. Against one teacher of
+    several, FC1 stands with that teacher's columns of it.
 
     Raises:
         ValueError: the cache has fewer than three held-out rows.
     """
     rows = reader.held_out_rows
-    texts = reader.texts(rows)
-    targets = {BOTH: reader.vectors(rows, teachers).astype(np.float32)}
-    for block in reader.blocks(teachers):
-        targets[block.teacher] = reader.vectors(rows, [block.teacher]).astype(np.float32)
-    if len(teachers) == 1:
-        del targets[BOTH]
-    vectors = {"init": encode(untrained, texts, (), advance=advance)[POOLED]}
-    vectors |= encode(student, texts, heads, advance=advance)
-    slices = _slices(reader, teachers)
-
-    def compare(name: str, values: FloatArray, teacher: str) -> dict[str, Any]:
-        full = name == FULL_HEAD
-        part = values[:, slices[teacher]] if full and teacher in slices else values
-        return asdict(retention(part, targets[teacher], same_space=full))
-
-    figures = {
-        name: {teacher: compare(name, values, teacher) for teacher in targets}
-        for name, values in vectors.items()
+    columns = spaces(reader.blocks(teachers))
+    targets = {}
+    for name in columns:
+        target = reader.vectors(rows, teachers if name == ALL else [name])
+        targets[name] = Geometry.of(target.astype(np.float32))
+        advance(len(rows))
+    kept = {}
+    for name, values in vectors.items():
+        kept[name] = _retention(name, values, targets, columns)
+        advance(len(rows))
+    speaking = {name: values for name, values in vectors.items() if name == FULL_HEAD}
+    return {
+        "rows": len(rows),
+        "widths": {name: values.shape[1] for name, values in vectors.items()},
+        "retention": kept,
+        "asymmetric": {
+            name: {
+                teacher: found_by(unit(values[:, columns[teacher]]), target)
+                for teacher, target in targets.items()
+            }
+            for name, values in speaking.items()
+        },
     }
-    widths = {name: values.shape[1] for name, values in vectors.items()}
-    return {"rows": len(rows), "widths": widths, "retention": figures}
 
 
-def _slices(reader: CacheReader, teachers: Sequence[str]) -> Mapping[str, slice]:
-    slices = {}
-    offset = 0
-    for block in reader.blocks(teachers):
-        slices[block.teacher] = slice(offset, offset + block.width)
-        offset += block.width
-    return slices
+def _retention(
+    name: str,
+    values: FloatArray,
+    targets: Mapping[str, Geometry],
+    columns: Mapping[str, slice],
+) -> dict[str, Retention]:
+    whole = Geometry.of(values)
+
+    def part(teacher: str) -> Geometry:
+        span = columns[teacher]
+        if name != FULL_HEAD or span == slice(0, values.shape[1]):
+            return whole
+        return Geometry.of(values[:, span])
+
+    return {
+        teacher: compare(part(teacher), target, same_space=name == FULL_HEAD)
+        for teacher, target in targets.items()
+    }

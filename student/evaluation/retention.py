@@ -1,36 +1,80 @@
 """How near a student's vectors are to a teacher's: pure functions of two arrays.
 
-Three figures: the mean cosine (where a row is to point where its target does), the agreement in the
-order of similarities, and the share of neighbours kept.
+Where a row points to, the order of similarities, and the neighbours that are kept.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from student.encoding import FloatArray, unit
+from student.stages import LEAST_TEXTS
 
-NEIGHBOURS = 10
+AT = (1, 10)
+"""The k of recall@k."""
+
 ORDER_ROWS = 2000
-"""Rows whose pairs are ranked: two million pairs, which Spearman's statistic sorts in a second."""
+"""Rows whose pairs are ranked: two million pairs, which are sorted in a second."""
+
+_COMPARISONS = 1_000_000
+"""Pairs of pairs that `pair_order` looks at: its standard error is then 0.0005."""
+
+Retention = TypedDict(
+    "Retention",
+    {
+        "cosine": float | None,
+        "spearman": float,
+        "pair_order": float,
+        "recall@1": float,
+        "recall@10": float,
+    },
+)
+"""How near a student's vectors are to a teacher's.
+
+`cosine`: the mean cosine of a row with its target, None where the student does not speak the
+teacher's space (only FC1 learns to). `spearman`: the correlation of all pairwise similarities.
+`pair_order`: the share of pairs of text pairs that both put in the same order, by their similarity;
+0.5 by chance. `recall@k`: the share of each row's k nearest teacher neighbours, among the same
+rows, that are among the student's k nearest; k / (rows - 1) by chance.
+"""
+
+Recall = TypedDict("Recall", {"recall@1": float, "recall@10": float})
 
 
 @dataclass(frozen=True, slots=True)
-class Retention:
-    """How near a student's vectors are to a teacher's.
+class Geometry:
+    """What of one set of vectors is compared with another's; made once, however many there are.
 
-    `cosine` is the mean cosine of a row with its target, None where the student does not speak the
-    teacher's space (only FC1 learns to). `order` is
-    Spearman's correlation of all pairwise similarities. `neighbours` is the share of each row's
-    ten nearest teacher neighbours, among the same rows, that are the student's too.
+    `rows` are of unit length [n, D]. `similarities` are those of all pairs of the first
+    ORDER_ROWS rows, `ranks` their ranks (ties share the mean). `nearest` [n, 10] numbers each row's
+    nearest others.
     """
 
-    cosine: float | None
-    order: float
-    neighbours: float
+    rows: FloatArray
+    similarities: FloatArray
+    ranks: NDArray[np.float64]
+    nearest: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, vectors: FloatArray) -> Self:
+        """Measure vectors [n, D].
+
+        Raises:
+            ValueError: fewer than three rows.
+        """
+        from scipy.stats import rankdata
+
+        if len(vectors) < LEAST_TEXTS:
+            raise ValueError(
+                f"expected at least {LEAST_TEXTS} rows to compare, found {len(vectors)}"
+            )
+        rows = unit(vectors)
+        similarities = pairwise(rows)
+        return cls(rows, similarities, rankdata(similarities), nearest(rows, rows, max(AT)))
 
 
 def retention(student: FloatArray, teacher: FloatArray, *, same_space: bool) -> Retention:
@@ -42,41 +86,82 @@ def retention(student: FloatArray, teacher: FloatArray, *, same_space: bool) -> 
     Raises:
         ValueError: the numbers of rows differ, or there are fewer than three.
     """
-    if len(student) != len(teacher) or len(student) < 3:
-        raise ValueError(f"expected as many rows, at least 3: {len(student)}, {len(teacher)}")
-    student, teacher = unit(student), unit(teacher)
-    cosine = float(np.einsum("nd,nd->n", student, teacher).mean()) if same_space else None
-    return Retention(cosine, order_agreement(student, teacher), _neighbours(student, teacher))
+    return compare(Geometry.of(student), Geometry.of(teacher), same_space=same_space)
+
+
+def compare(student: Geometry, teacher: Geometry, *, same_space: bool) -> Retention:
+    """What `retention` gives, of vectors that were measured before.
+
+    Raises:
+        ValueError: the numbers of rows differ.
+    """
+    if len(student.rows) != len(teacher.rows):
+        raise ValueError(f"expected as many rows: {len(student.rows)}, {len(teacher.rows)}")
+    cosine = None
+    if same_space:
+        cosine = float(np.einsum("nd,nd->n", student.rows, teacher.rows).mean())
+    return {
+        "cosine": cosine,
+        "spearman": correlation(student.ranks, teacher.ranks),
+        "pair_order": pair_order(student.similarities, teacher.similarities),
+        **recall(student.nearest, teacher.nearest),
+    }
+
+
+def correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Pearson's correlation of two arrays, Spearman's where they are ranks; 0 where one is flat."""
+    centred = [values - values.mean() for values in (one, other)]
+    lengths = np.prod([np.linalg.norm(values) for values in centred])
+    return float(centred[0] @ centred[1] / lengths) if lengths else 0.0
 
 
 def order_agreement(student: FloatArray, teacher: FloatArray) -> float:
     """Spearman's correlation of the pairwise similarities of two sets of unit rows."""
     from scipy.stats import spearmanr
 
-    rows = min(len(student), ORDER_ROWS)
-    pairs = np.triu_indices(rows, 1)
-    similarities = [(part[:rows] @ part[:rows].T)[pairs] for part in (student, teacher)]
-    return float(spearmanr(*similarities).statistic)
+    return float(spearmanr(pairwise(student), pairwise(teacher)).statistic)
 
 
-def _neighbours(student: FloatArray, teacher: FloatArray) -> float:
-    count = min(NEIGHBOURS, len(student) - 1)
-    kept = [
-        len(np.intersect1d(mine, theirs))
-        for mine, theirs in zip(nearest(student, count), nearest(teacher, count), strict=True)
-    ]
-    return float(np.mean(kept)) / count
+def pairwise(rows: FloatArray) -> FloatArray:
+    """The similarities of all pairs of the first ORDER_ROWS unit rows, each pair once [P]."""
+    rows = rows[:ORDER_ROWS]
+    upper: FloatArray = (rows @ rows.T)[np.triu_indices(len(rows), 1)]
+    return upper
 
 
-def nearest(vectors: FloatArray, count: int) -> NDArray[np.int64]:
-    """The `count` nearest other rows of each unit row, by inner product [n, count]."""
+def pair_order(student: FloatArray, teacher: FloatArray) -> float:
+    """The share of comparisons of two entries that come out the same way in both arrays [P].
+
+    A million comparisons are drawn, the same ones for arrays of the same length. One that is a tie
+    on either side does not count; 0.5 where all are.
+    """
+    draw = np.random.default_rng(0)
+    one, other = draw.integers(0, len(teacher), (2, _COMPARISONS))
+    signs = np.sign(student[one] - student[other]) * np.sign(teacher[one] - teacher[other])
+    decided = np.count_nonzero(signs)
+    return float((signs > 0).sum() / decided) if decided else 0.5
+
+
+def recall(found: NDArray[np.int64], right: NDArray[np.int64]) -> Recall:
+    """The share of the first k columns of `right` that are among the first k of `found`."""
+    of_ten = found[:, :, None] == right[:, None, :]
+    at_1, at_10 = (float(of_ten[:, :k, :k].any(1).mean()) for k in AT)
+    return {"recall@1": at_1, "recall@10": at_10}
+
+
+def nearest(queries: FloatArray, documents: FloatArray, count: int) -> NDArray[np.int64]:
+    """The `count` nearest documents of each query, itself left out [n, count].
+
+    Unit rows, compared by inner product; query i is document i. There are never more than n - 1.
+    """
     import faiss
 
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors))
-    _, found = index.search(np.ascontiguousarray(vectors), count + 1)
+    count = min(count, len(documents) - 1)
+    index = faiss.IndexFlatIP(documents.shape[1])
+    index.add(np.ascontiguousarray(documents))
+    _, found = index.search(np.ascontiguousarray(queries), count + 1)
     # A duplicate may come before the row itself: drop the row where it stands, else the last.
-    own = found == np.arange(len(vectors))[:, None]
+    own = found == np.arange(len(queries))[:, None]
     own[~own.any(axis=1), -1] = True
-    others: NDArray[np.int64] = found[~own].reshape(len(vectors), count)
+    others: NDArray[np.int64] = found[~own].reshape(len(queries), count)
     return others

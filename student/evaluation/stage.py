@@ -1,0 +1,86 @@
+"""The evaluation of one stage: all that was asked for, measured, written down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from student.durable import replace_text
+from student.evaluation import held_out, instructions
+from student.evaluation.asymmetric import spaces
+from student.evaluation.student_vectors import vectors_of
+from student.evaluation.task_spec import Embed, Task
+from student.evaluation.tasks import measure, texts_to_encode
+from student.evaluation.teacher_vectors import TeacherVectors
+from student.model import Student, create, load
+from student.stages import LEAST_TEXTS
+from teacher_cache.reader import CacheReader
+
+EVALUATION_FILE = "evaluation.json"
+
+Phase = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
+"""A progress bar: what is done, how many texts; told each advance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is measured on a stage: its `run.json`, its cache, which heads, which tasks.
+
+    `teachers` have vectors of the tasks' texts. `mteb` are tasks of that package, measured for
+    `mteb_heads`.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    reader: CacheReader
+    heads: Sequence[str]
+    tasks: Sequence[Task] = ()
+    teachers: TeacherVectors | None = None
+    mteb: Sequence[Any] = ()
+    mteb_heads: Sequence[str] = ()
+
+
+def evaluate(asked: Asked, *, device: str, phase: Phase) -> dict[str, Any]:
+    """Measure all of it; the same as plain data is in `evaluation.json`, whole or not at all.
+
+    Parts that were not asked for, or cannot be measured, are not in it: without held-out rows there
+    are no `rows`, `widths`, `retention` and `asymmetric`, without tasks no `tasks` and
+    `instructions`.
+    """
+    record, reader = asked.record, asked.reader
+    student = load(asked.folder / "model").to(device)
+    untrained = _untrained(student, record).to(device)
+
+    def embed(advance: Callable[[int], None]) -> Embed:
+        return vectors_of(student, untrained, asked.heads, advance)
+
+    result: dict[str, Any] = {"stage": record["number"], "cache": record["cache"]}
+    rows = reader.held_out_rows
+    if len(rows) >= LEAST_TEXTS:
+        with phase("encoding held-out texts", 2 * len(rows)) as advance:
+            vectors = embed(advance)(reader.texts(rows), "")
+        teachers = spaces(reader.blocks(record["teachers"]))
+        with phase("comparing rows", len(rows) * (len(vectors) + len(teachers))) as advance:
+            result |= held_out.measure(vectors, reader, record["teachers"], advance)
+    if asked.tasks:
+        with phase("encoding the tasks' texts", 2 * texts_to_encode(asked.tasks)) as advance:
+            result["tasks"] = measure(asked.tasks, embed(advance), asked.teachers)
+        result["instructions"] = instructions.spread(result["tasks"])
+    if asked.mteb:
+        from student.evaluation import mteb_model
+
+        with phase("encoding MTEB's texts", None) as advance:
+            found = mteb_model.measure(asked.mteb, student, asked.mteb_heads, advance)
+        result["tasks"] = [*result.get("tasks", []), *found]
+    replace_text(asked.folder / EVALUATION_FILE, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _untrained(student: Student, record: dict[str, Any]) -> Student:
+    """The student as the run found it."""
+    folder, width = Path(record["init_path"]), student.head_widths["fc1"]
+    return create(student.spec, folder, width, record["seed"])
