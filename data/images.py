@@ -94,13 +94,14 @@ class Preprocessing:
         """What decides the pixels, as plain data."""
         return asdict(self)
 
-    def pixels(self, data: bytes) -> NDArray[np.uint8]:
-        """The pixels [3, side, side] of an encoded image, before they are rescaled.
+    def pixels(self, data: bytes | Image.Image) -> NDArray[np.uint8]:
+        """The pixels [3, side, side] of an image, encoded or Pillow's, before they are rescaled.
 
         Raises:
             ImageError: `decoded` says when.
         """
-        image = decoded(data).resize((self.side, self.side), Image.Resampling(self.resample))
+        image = decoded(data) if isinstance(data, bytes) else _upright(data)
+        image = image.resize((self.side, self.side), Image.Resampling(self.resample))
         return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))
 
 
@@ -117,8 +118,7 @@ def decoded(data: bytes) -> Image.Image:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ImageError(_too_large(f"{image.width:,} x {image.height:,}"))
-            image.load()
-            return _on_white(ImageOps.exif_transpose(image))
+            return _upright(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(_too_large(str(error).split(",", maxsplit=1)[0])) from None
     except MemoryError:
@@ -128,7 +128,21 @@ def decoded(data: bytes) -> Image.Image:
     except ImageError:
         raise
     except Exception as error:  # decoders raise whatever damaged bytes lead them to
-        raise ImageError(f"damaged: {str(error) or type(error).__name__}") from None
+        raise _damaged(error) from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+        return _on_white(ImageOps.exif_transpose(image))
+    except MemoryError:
+        raise
+    except Exception as error:  # as above
+        raise _damaged(error) from None
+
+
+def _damaged(error: Exception) -> ImageError:
+    return ImageError(f"damaged: {str(error) or type(error).__name__}")
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from student.spec import StudentError
+
+FIRST_TRANSFORMERS = "5.2"
+"""The first release whose decoders heed `is_causal` in their configuration: with 5.1 a body that
+should attend both ways attends to the left alone, and its vectors are up to 0.5 off."""
 
 
 def configuration(folder: Path) -> Any:
@@ -49,7 +54,7 @@ def load_body(folder: Path) -> nn.Module:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise StudentError(f"{folder} holds no text encoder: {_first_line(error)}") from error
     # A pooler over the first token may be missing: the mean is pooled, the pooler never used.
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
@@ -77,6 +82,11 @@ def body_layers(body: nn.Module) -> nn.ModuleList:
         StudentError: no one list of modules is as long as the configuration says.
     """
     return getattr(*_layers_place(body))  # type: ignore[no-any-return]
+
+
+def is_decoder(body: nn.Module) -> bool:
+    """Whether a body's kind attends to the left alone, unless its configuration says otherwise."""
+    return any(getattr(module, "is_causal", None) is True for module in body.modules())
 
 
 def keep_layers(body: nn.Module, indices: Sequence[int]) -> None:

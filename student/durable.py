@@ -4,7 +4,55 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from student.spec import StudentError
+
+
+def refuse_full(out: Path) -> None:
+    """Say that there is no room for a folder where something is.
+
+    Raises:
+        StudentError: `out` exists and is not an empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StudentError(f"{out} is not an empty folder; give another one to write to")
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A path beside `out`, to write a folder to, which takes its place when all went well.
+
+    Where anything fails, `out` is as it was. Its files get the usual permissions: safetensors
+    writes for the owner alone, and what is exported is to be handed on.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        folder = Path(scratch, "folder")
+        yield folder
+        usual = Path(scratch, "usual")
+        usual.touch()
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.chmod(usual.stat().st_mode)
+        replace_folder(folder, out)
+
+
+@contextmanager
+def whole_file(out: Path) -> Iterator[Path]:
+    """A path beside `out`, to write a file to, which takes its place when all went well."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.tmp")
+    try:
+        yield aside
+        sync(aside)
+        aside.replace(out)
+        sync(out.parent)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def replace_folder(aside: Path, target: Path) -> None:

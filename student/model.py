@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -22,18 +23,16 @@ from torch.utils.checkpoint import checkpoint
 from student.body import Unloaded, body_layers, keep_layers
 from student.inputs import Images, PooledBatch, StudentBatch, TextBatch, images_of, padded
 from student.jasper import load_heads, start_body, start_configuration
-from student.spec import StudentError, StudentSpec
+from student.spec import POOLED as POOLED
+from student.spec import SPEC_FILE, StudentError, StudentSpec
 from student.stages import FULL_HEAD, StageError, head_of, width_of
 from student.tokens import TextTokenizer
 from student.vision import IMAGE_TOKENS, UNUSED, Vision, load_vision
 from teacher_cache.models import transformer_folder
 
-SPEC_FILE = "student.json"
 HEADS_FILE = "heads.safetensors"
 TEXT_FOLDER = "text"
 VISION_FOLDER = "vision"
-POOLED = "pooled"
-"""As a head's name: the pooled state itself."""
 
 _LAYERS = re.compile(r"layers\[(-?\d*)(:)?(-?\d*)\]$")
 
@@ -80,7 +79,7 @@ class Student(nn.Module):
             return batch.states.float()
         images = batch.images or (None,) * len(batch.chunks)
         means = [
-            self._mean(ids, mask, found)
+            self.mean(ids, mask, found)
             for (ids, mask), found in zip(batch.chunks, images, strict=True)
         ]
         return torch.cat(means)[batch.order]
@@ -119,7 +118,8 @@ class Student(nn.Module):
             for entry, (head, width) in entries.items()
         }
 
-    def _mean(self, ids_BL: Tensor, mask_BL: Tensor, images: Images | None) -> Tensor:
+    def mean(self, ids_BL: Tensor, mask_BL: Tensor, images: Images | None = None) -> Tensor:
+        """The pooled states [B, H] of one chunk of rows."""
         output: Any
         if images is None:
             output = self.text(input_ids=ids_BL, attention_mask=mask_BL)
@@ -140,16 +140,19 @@ class Student(nn.Module):
         at = (images.rows[:, None], images.starts[:, None] + places_N)
         return embedded_BLH.index_put(at, tokens_KNH.to(embedded_BLH.dtype))
 
-    def batch(self, items: Sequence[str | Tensor], chunks: int = 4) -> TextBatch:
+    def batch(
+        self, items: Sequence[str | Tensor], chunks: int = 4, prompt: str | None = None
+    ) -> TextBatch:
         """Tokenise items into at most so many chunks of like length.
 
-        An item is a text, which gets the student's prompt, or an image: its pixels, uint8
-        [3, S, S], as the preprocessing of the image side makes them.
+        An item is a text, which gets the student's prompt, or `prompt` where it is given, or an
+        image: its pixels, uint8 [3, S, S], as the preprocessing of the image side makes them.
 
         Raises:
             StudentError: an image, for a student without an image side.
         """
-        texts = [self.spec.prompt + item for item in items if isinstance(item, str)]
+        before = self.spec.prompt if prompt is None else prompt
+        texts = [before + item for item in items if isinstance(item, str)]
         encoded = iter(self.tokenizer.encode(texts))
         image, first = self.image_row() if len(texts) < len(items) else ([], 0)
         ids = [next(encoded) if isinstance(item, str) else image for item in items]
@@ -321,7 +324,7 @@ def load(folder: Path) -> Student:
     """A student as `Student.save` wrote it.
 
     Raises:
-        StudentError: the folder holds no saved student.
+        StudentError: the folder holds no saved student, or one that is damaged.
     """
     file = folder / SPEC_FILE
     if not file.is_file():
@@ -330,7 +333,13 @@ def load(folder: Path) -> Student:
     spec = StudentSpec.model_validate(facts["spec"])
     tokenizer = TextTokenizer(folder / TEXT_FOLDER, spec.max_tokens)
     student = Student(start_body(folder / TEXT_FOLDER), facts["head_widths"], tokenizer, spec)
-    student.heads.load_state_dict(load_file(folder / HEADS_FILE))
+    heads = folder / HEADS_FILE
+    try:
+        student.heads.load_state_dict(load_file(heads))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise StudentError(
+            f"{heads} is damaged: {error}; train the stage again, or take it from a copy"
+        ) from None
     if spec.vision is not None:
         student.vision = load_vision(folder / VISION_FOLDER, student.hidden, spec.vision)
     return student

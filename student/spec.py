@@ -6,6 +6,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+SPEC_FILE = "student.json"
+"""In a student's folder: its spec and the widths of its heads."""
+
+POOLED = "pooled"
+"""As a head's name: the pooled state itself."""
+
 PAPER_HEADS = {"fc2": 1024, "fc3": 512, "fc4": 256}
 PAPER_IMAGE_TOKENS = 300
 

@@ -16,17 +16,19 @@ TABLE_COLUMNS = ("stage", "trains", "losses", "learning rate", "steps", "batch")
 
 def table() -> list[tuple[str, ...]]:
     """The stages as rows of text under `TABLE_COLUMNS`, for people."""
-    return [
-        (
-            str(number),
-            " + ".join(spec.trains),
-            "; ".join(f"{head}: {_in_words(weights)}" for head, weights in spec.heads.items()),
-            f"{spec.learning_rate:g}",
-            f"{spec.steps:,}",
-            str(spec.batch_size),
-        )
-        for number, spec in STAGES.items()
-    ]
+    return [row(number, spec) for number, spec in STAGES.items()]
+
+
+def row(number: int, spec: StageSpec) -> tuple[str, ...]:
+    """A stage as a row of text under `TABLE_COLUMNS`."""
+    return (
+        str(number),
+        " + ".join(spec.trains),
+        "; ".join(f"{head}: {_in_words(weights)}" for head, weights in spec.heads.items()),
+        f"{spec.learning_rate:g}",
+        f"{spec.steps:,}",
+        str(spec.batch_size),
+    )
 
 
 def _in_words(weights: LossWeights) -> str:

@@ -146,7 +146,7 @@ def test_help_loads_nothing_heavy() -> None:
         "lines = [(cache.app, []), (student.app, []), (train.app, [])]\n"
         "names = 'build', 'inspect', 'search', 'verify', 'repair', 'join', 'merge', 'export'\n"
         "lines += [(cache.app, [name]) for name in names]\n"
-        "lines += [(student.app, [name]) for name in ('evaluate', 'export', 'recall')]\n"
+        "lines += [(student.app, [name]) for name in ('encode', 'evaluate', 'export', 'recall')]\n"
         "for app, line in lines:\n"
         "    out = io.StringIO()\n"
         "    with contextlib.redirect_stdout(out):\n"
@@ -155,6 +155,12 @@ def test_help_loads_nothing_heavy() -> None:
     )
     assert "typer" in loaded
     assert not loaded & set(HEAVY)
+
+
+def test_what_embeds_is_loaded_when_it_is_asked_for() -> None:
+    loaded = loaded_by("import student, student.trained, student.vector_files")
+    assert not loaded & {"torch", "transformers"}
+    assert "torch" in loaded_by("from student import load")
 
 
 def test_training_and_evaluating_load_no_teacher() -> None:

@@ -24,7 +24,7 @@ from data.images import Preprocessing
 from data.pairs import Pairs
 from data.pairs_spec import PairsSpec
 from student.batches import batches
-from student.export import export
+from student.export.folder import export
 from student.losses import combined_loss, contrastive_loss
 from student.model import Student, load
 from student.order import Order
