@@ -17,6 +17,7 @@ EXPECTED = (
     ("data.images", "ImageError"),
     ("teacher_cache.format", "CacheError"),
     ("teacher_cache.models", "ModelError"),
+    ("student.sweep.spec", "SweepError"),
     ("student.stages", "StageError"),
     ("student.spec", "StudentError"),
     ("student.evaluation.task_spec", "TaskError"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -99,6 +100,8 @@ def train(
     checkpoint; one that is done is left alone.
 
     Example: `jasper-train --stage 1 --cache cache/ --out runs/a --recipe recipes/demo.toml`
+
+    Many variants with seeds and error bars, as one command: `jasper-train sweep --help`
     """
     from cli.recipe import RecipeError, load
     from cli.seeing import seeing_of
@@ -232,7 +235,11 @@ def _print_plan(stage_run: Any, reader: Any, init: Path, seeing: Any) -> None:
 
 
 def main() -> None:
-    """Entry point of `jasper-train`."""
+    """Entry point of `jasper-train`: it trains a stage, and as `jasper-train sweep` many."""
+    if sys.argv[1:2] == ["sweep"]:
+        from cli.sweep import app as sweep_app
+
+        run(sweep_app)
     run(app)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def plan(
     start = start_of(run)
     student = _skeleton(run, reader, init, seeing)
     rows = len(reader.train_rows) if seeing is None else len(seeing.pairs.train)
-    _check(run, reader, init, student)
+    _check(run, reader, init, student, _heads_trained_before(run))
     trained = student.parameters_of(run.spec.trains)
     total = sum(parameter.numel() for parameter in student.parameters())
     training = sum(parameter.numel() for parameter in trained.values())
@@ -66,9 +67,17 @@ def plan(
 
 
 def check_model(
-    run: StageRun, reader: CacheReader, init: Path, seeing: Seeing | None = None
+    run: StageRun,
+    reader: CacheReader,
+    init: Path,
+    seeing: Seeing | None = None,
+    *,
+    trained_before: Sequence[str] | None = None,
 ) -> None:
     """Refuse, before its weights are loaded, a stage that does not fit the student's model.
+
+    `trained_before` are the heads that the stages before it train, where these are still to come:
+    a sweep asks of all its stages before the first. Else the start of the stage says it.
 
     Raises:
         StageError: a parameter group that matches nothing, parameters that no loss reaches, a
@@ -76,10 +85,13 @@ def check_model(
             nothing has trained, or images to learn from a head that nothing has.
         StudentError: the start of the stage is not there, or the model has no such layers.
     """
-    _check(run, reader, init, _skeleton(run, reader, init, seeing))
+    before = _heads_trained_before(run) if trained_before is None else trained_before
+    _check(run, reader, init, _skeleton(run, reader, init, seeing), before)
 
 
-def _check(run: StageRun, reader: CacheReader, init: Path, student: Student) -> None:
+def _check(
+    run: StageRun, reader: CacheReader, init: Path, student: Student, before: Sequence[str]
+) -> None:
     spec = run.spec
     heads = [head_of(entry)[0] for entry in spec.heads]
     reached = set(student.parameters_of(("text", *heads)))
@@ -96,14 +108,14 @@ def _check(run: StageRun, reader: CacheReader, init: Path, student: Student) -> 
     if spec.reads == "images":
         widths = set() if start_of(run) else head_widths(transformer_folder(init))
         own = [h for h, width in student.head_widths.items() if width in widths]
-        untrained = [h for h in heads if h not in (*own, *_heads_trained_before(run))]
+        untrained = [h for h in heads if h not in (*own, *before)]
         if untrained:
             raise StageError(
                 f"{untrained[0]} ({student.head_widths[untrained[0]]} wide) was never trained: its "
                 "vectors of captions are nothing to learn; train stage 3 first, or give its losses "
                 "weight 0"
             )
-    learned = {*heads, *spec.closed_form, *_heads_trained_before(run)}
+    learned = {*heads, *spec.closed_form, *before}
     for head, weights in spec.heads.items():
         if FULL_HEAD in weights.target and FULL_HEAD not in learned:
             raise StageError(f"{head} is to learn from FC1, which no stage has trained yet")

@@ -142,8 +142,8 @@ def test_looking_into_a_cache_loads_no_teacher(cache: CacheReader) -> None:
 def test_help_loads_nothing_heavy() -> None:
     loaded = loaded_by(
         "import contextlib, io\n"
-        "from cli import cache, student, train\n"
-        "lines = [(cache.app, []), (student.app, []), (train.app, [])]\n"
+        "from cli import cache, student, sweep, train\n"
+        "lines = [(cache.app, []), (student.app, []), (train.app, []), (sweep.app, ['sweep'])]\n"
         "names = 'build', 'inspect', 'search', 'verify', 'repair', 'join', 'merge', 'export'\n"
         "lines += [(cache.app, [name]) for name in names]\n"
         "lines += [(student.app, [name]) for name in ('encode', 'evaluate', 'export', 'recall')]\n"
