@@ -153,6 +153,38 @@ def test_fc1_stands_before_each_teacher_with_that_teachers_slice(
     assert result["retention"]["fc1"]["right"]["cosine"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_teacher_that_was_left_out_is_measured_against_without_a_cosine(
+    small_encoder: Path, reader: CacheReader
+) -> None:
+    student = create(SPEC, small_encoder, 12, seed=0)
+    result = evaluate(student, student, reader, ["left"], heads=["fc1"])
+    figures = result["retention"]["fc1"]
+    assert {name: f["cosine"] is not None for name, f in figures.items()} == {
+        "all teachers": False, "left": True, "right": False,
+    }  # fmt: skip
+    rows = reader.held_out_rows
+    whole = encode(student, reader.texts(rows), ["fc1"])["fc1"]
+    expected = retention(whole, reader.vectors(rows, ["right"]), same_space=False)
+    assert figures["right"] == expected
+    mine = whole / np.linalg.norm(whole, axis=1, keepdims=True)
+    cosine = (mine * reader.vectors(rows, ["left"])).sum(1).mean()
+    assert figures["left"]["cosine"] == pytest.approx(float(cosine), abs=1e-4)
+    assert set(result["asymmetric"]["fc1"]) == {"left"}
+
+
+def test_teachers_in_another_order_are_one_target_in_that_order(
+    small_encoder: Path, reader: CacheReader
+) -> None:
+    student = create(SPEC, small_encoder, 20, seed=0)
+    turned = evaluate(student, student, reader, ["right", "left"], heads=["fc1"])
+    rows = reader.held_out_rows
+    mine = encode(student, reader.texts(rows), ["fc1"])["fc1"]
+    target = reader.vectors(rows, ["right", "left"]).astype(np.float32)
+    cosines = (mine * target).sum(1) / np.linalg.norm(mine, axis=1)
+    found = turned["retention"]["fc1"]["all teachers"]["cosine"]
+    assert found == pytest.approx(float(cosines.mean()), abs=1e-5)
+
+
 def test_a_students_query_is_searched_among_the_teachers_vectors_of_other_rows(
     small_encoder: Path, reader: CacheReader
 ) -> None:
@@ -169,19 +201,6 @@ def test_a_students_query_is_searched_among_the_teachers_vectors_of_other_rows(
         for k in (1, 10):
             expected = kept(across, theirs @ theirs.T, k)
             assert found["fc1"][teacher][f"recall@{k}"] == pytest.approx(expected, abs=1e-9)
-
-
-def test_a_student_of_one_teacher_stands_before_that_one_alone(
-    small_encoder: Path, reader: CacheReader
-) -> None:
-    student = create(SPEC, small_encoder, 8, seed=0)
-    found = evaluate(student, student, reader, ["right"], heads=["fc1"])
-    assert list(found["retention"]["fc1"]) == list(found["asymmetric"]["fc1"]) == ["right"]
-    rows = reader.held_out_rows
-    mine = encode(student, reader.texts(rows), ["fc1"])["fc1"]
-    mine = mine / np.linalg.norm(mine, axis=1, keepdims=True)
-    cosine = (mine * reader.vectors(rows, ["right"])).sum(1).mean()
-    assert found["retention"]["fc1"]["right"]["cosine"] == pytest.approx(float(cosine), abs=1e-4)
 
 
 def test_heads_stand_beside_prefixes_of_their_width() -> None:

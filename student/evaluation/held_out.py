@@ -44,19 +44,22 @@ def measure(
 ) -> dict[str, Any]:
     """Compare vectors of the held-out rows, by name, with the teachers'; `advance` counts rows.
 
-    Gives `rows`; `widths` of the vectors; `retention`, for each vector and teacher
-    (`retention.Retention`); and `asymmetric`, for FC1 and each teacher, how much of the teacher's
-    own neighbours the student's query finds among the teacher's vectors. Against one teacher of
-    several, FC1 stands with that teacher's columns of it.
+    Gives `rows`; `widths` of the vectors; `retention`, for each vector and each of the cache's
+    teachers (`retention.Retention`); and `asymmetric`, for FC1 and each teacher that it learned
+    from, how much of the teacher's own neighbours the student's query finds among the teacher's
+    vectors. `teachers` are those it learned from. Against one of several, FC1 stands with that
+    teacher's columns of it; against one that it did not learn from, with all, and without a cosine.
 
     Raises:
         ValueError: the cache has fewer than three held-out rows.
     """
     rows = reader.held_out_rows
-    columns = spaces(reader.blocks(teachers))
+    columns = spoken(reader, teachers)
     targets = {}
-    for name in columns:
-        target = reader.vectors(rows, teachers if name == ALL else [name])
+    for name in measured_against(reader):
+        # All of them in the order that FC1 learned, where it learned from all.
+        every = teachers if ALL in columns else None
+        target = reader.vectors(rows, every if name == ALL else [name])
         targets[name] = Geometry.of(target.astype(np.float32))
         advance(len(rows))
     kept = {}
@@ -70,8 +73,8 @@ def measure(
         "retention": kept,
         "asymmetric": {
             name: {
-                teacher: found_by(unit(values[:, columns[teacher]]), target)
-                for teacher, target in targets.items()
+                teacher: found_by(unit(values[:, span]), targets[teacher])
+                for teacher, span in columns.items()
             }
             for name, values in speaking.items()
         },
@@ -86,13 +89,23 @@ def _retention(
 ) -> dict[str, Retention]:
     whole = Geometry.of(values)
 
-    def part(teacher: str) -> Geometry:
-        span = columns[teacher]
-        if name != FULL_HEAD or span == slice(0, values.shape[1]):
-            return whole
-        return Geometry.of(values[:, span])
+    def against(teacher: str, target: Geometry) -> Retention:
+        span = columns.get(teacher)
+        if name != FULL_HEAD or span is None:
+            return compare(whole, target, same_space=False)
+        part = whole if span == slice(0, values.shape[1]) else Geometry.of(values[:, span])
+        return compare(part, target, same_space=True)
 
-    return {
-        teacher: compare(part(teacher), target, same_space=name == FULL_HEAD)
-        for teacher, target in targets.items()
-    }
+    return {teacher: against(teacher, target) for teacher, target in targets.items()}
+
+
+def measured_against(reader: CacheReader) -> list[str]:
+    """The cache's teachers, and before them, where there are several, all of them together."""
+    return list(spaces(reader.blocks(None)))
+
+
+def spoken(reader: CacheReader, teachers: Sequence[str]) -> Mapping[str, slice]:
+    """FC1's columns by the teacher whose space they speak; all, where none was left out."""
+    columns = spaces(reader.blocks(teachers))
+    left_out = set(reader.teachers) - set(teachers)
+    return {name: span for name, span in columns.items() if name != ALL or not left_out}

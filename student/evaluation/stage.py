@@ -11,7 +11,6 @@ from typing import Any
 
 from student.durable import replace_text
 from student.evaluation import held_out, instructions
-from student.evaluation.asymmetric import spaces
 from student.evaluation.student_vectors import vectors_of
 from student.evaluation.task_spec import Embed, Task
 from student.evaluation.tasks import measure, texts_to_encode
@@ -63,8 +62,8 @@ def evaluate(asked: Asked, *, device: str, phase: Phase) -> dict[str, Any]:
     if len(rows) >= LEAST_TEXTS:
         with phase("encoding held-out texts", 2 * len(rows)) as advance:
             vectors = embed(advance)(reader.texts(rows), "")
-        teachers = spaces(reader.blocks(record["teachers"]))
-        with phase("comparing rows", len(rows) * (len(vectors) + len(teachers))) as advance:
+        compared = len(vectors) + len(held_out.measured_against(reader))
+        with phase("comparing rows", len(rows) * compared) as advance:
             result |= held_out.measure(vectors, reader, record["teachers"], advance)
     if asked.tasks:
         with phase("encoding the tasks' texts", 2 * texts_to_encode(asked.tasks)) as advance:
