@@ -79,7 +79,7 @@ def evaluate(
     """
     from cli.recipe import RecipeError
     from student.evaluation import heads as vectors
-    from student.run import last_stage, read_record
+    from student.run import EVALUATION_FILE, last_stage, read_record
     from student.stages import LEAST_TEXTS
     from teacher_cache.reader import CacheReader
 
@@ -116,7 +116,7 @@ def evaluate(
 
     teachers = TeacherVectors(teacher_cache, blocks, found) if teacher_cache else None
     named = _of_mteb(mteb)
-    from student.evaluation.stage import EVALUATION_FILE, Asked
+    from student.evaluation.stage import Asked
     from student.evaluation.stage import evaluate as measure
 
     quiet_libraries()

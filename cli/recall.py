@@ -27,7 +27,8 @@ def recall(
     """
     from cli.recipe import RecipeError, load
     from data.pairs import Pairs
-    from student.run import last_stage, read_record
+    from student.durable import replace_text
+    from student.run import RECALL_FILE, last_stage, read_record
 
     book, base = load(recipe)
     folder = last_stage(trained)
@@ -51,7 +52,7 @@ def recall(
     student = load_student(folder / "model")
     with phase("encoding held-out pairs", None) as advance:
         result = measure(student, pairs, pairs.held_out, record["trained_heads"], advance=advance)
-    (folder / "recall.json").write_text(json.dumps(result, indent=1) + "\n")
+    replace_text(folder / RECALL_FILE, json.dumps(result, indent=1) + "\n")
     if as_json:
         typer.echo(json.dumps(result, indent=1))
         return
@@ -67,5 +68,5 @@ def recall(
     )
     typer.echo(
         f"by chance recall@1 would be {1 / result['captions']:.1%}; the same as JSON: "
-        f"{folder / 'recall.json'}"
+        f"{folder / RECALL_FILE}"
     )

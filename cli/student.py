@@ -9,6 +9,7 @@ from cli.encode import encode
 from cli.evaluate import evaluate
 from cli.export_model import export
 from cli.recall import recall
+from cli.report import report
 
 app = typer.Typer(
     help="What a trained student keeps of its teachers, and how it leaves.",
@@ -17,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (evaluate, recall, export, encode):
+for command in (evaluate, recall, report, export, encode):
     app.command()(command)
 
 

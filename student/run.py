@@ -22,6 +22,10 @@ from student.stages import MEMORY_FIELDS, StageSpec
 from teacher_cache.reader import CacheReader
 
 RUN_FILE = "run.json"
+EVALUATION_FILE = "evaluation.json"
+"""In a stage's folder: what `jasper-student evaluate` found of it."""
+RECALL_FILE = "recall.json"
+"""In a stage's folder: what `jasper-student recall` found."""
 FRESH = "fresh"
 """As `init_from`: begin with the untrained student, whatever the stage."""
 

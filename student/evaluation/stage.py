@@ -16,10 +16,9 @@ from student.evaluation.task_spec import Embed, Task
 from student.evaluation.tasks import measure, texts_to_encode
 from student.evaluation.teacher_vectors import TeacherVectors
 from student.model import Student, create, load
+from student.run import EVALUATION_FILE
 from student.stages import LEAST_TEXTS
 from teacher_cache.reader import CacheReader
-
-EVALUATION_FILE = "evaluation.json"
 
 Phase = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 """A progress bar: what is done, how many texts; told each advance."""

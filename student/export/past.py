@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from student.run import FRESH, RUN_FILE, read_record, stage_folder
+from student.run import EVALUATION_FILE, FRESH, RUN_FILE, read_record, stage_folder
 from teacher_cache.format import CacheError, Manifest
 from teacher_cache.reader import CacheReader
-
-EVALUATION_FILE = "evaluation.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from student.durable import replace_text
+from student.run import EVALUATION_FILE
 from student.sweep.plan import Plan, PlannedStage
 from student.sweep.spec import Arm, SweepError
 from student.sweep.statistics import SIGNIFICANT, compare
 
 RESULTS_FILE = "results.json"
 CSV_FILE = "results.csv"
-EVALUATION_FILE = "evaluation.json"
-"""In the folder of a stage: what was measured of it."""
 
 ASYMMETRIC = "asymmetric "
 """Before a measure's name: the student's vectors against the teacher's own."""

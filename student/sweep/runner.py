@@ -14,11 +14,12 @@ from student.durable import replace_text
 from student.evaluation.held_out import evaluate
 from student.model import create, load
 from student.plan import check_model
+from student.run import EVALUATION_FILE
 from student.spec import StudentError
 from student.stages import FULL_HEAD, StageError
 from student.step import Metrics
 from student.sweep.plan import Plan, PlannedStage
-from student.sweep.results import EVALUATION_FILE, evaluation
+from student.sweep.results import evaluation
 from student.sweep.spec import SweepError
 from student.sweep.waiting import Waiting
 from student.train import Settings, train
