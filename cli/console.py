@@ -135,19 +135,25 @@ class _Lines:
         self.total = total
         self.unit = unit
         self.done = 0
-        self.began = self.shown = time.monotonic()
+        self.first = 0
+        self.began = self.shown = self.started = time.monotonic()
         typer.echo(f"{what}: {'?' if total is None else f'{total:,}'} {unit} to do", err=True)
 
     def update(self, amount: int, note: str) -> None:
-        self.done += amount
         now = time.monotonic()
+        if not self.done:
+            # What was waited for before the first tells nothing of the pace of the others.
+            self.started, self.first = now, amount
+        self.done += amount
         if self.done == self.total or now - self.shown >= self.EVERY:
             self.shown = now
             elapsed = max(now - self.began, 1e-9)
             share, left = "", ""
             if self.total:
                 share = f"/{self.total:,} ({self.done / self.total:.0%})"
-                left = f", {elapsed * (self.total - self.done) / self.done:,.0f} s left"
+            if self.total and self.done > self.first:
+                pace = (now - self.started) / (self.done - self.first)
+                left = f", {pace * (self.total - self.done):,.0f} s left"
             typer.echo(
                 f"{self.what}: {self.done:,}{share}, {self.done / elapsed:,.1f} {self.unit}/s, "
                 f"{elapsed:,.0f} s{left}{', ' if note else ''}{note}",

@@ -34,8 +34,11 @@ def _show_stages(asked: bool) -> None:
 @app.command()
 def train(
     stage: Annotated[int, typer.Option(help="Which stage of the table.", show_default=False)],
-    cache: Annotated[Path, typer.Option(help="A finished cache.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="A finished cache (default: that of the stage it starts from)."),
+    ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="Recipe: its student and stages (the paper's without one).")
     ] = None,
@@ -105,7 +108,7 @@ def train(
     """
     from cli.recipe import RecipeError, load
     from cli.seeing import seeing_of
-    from student.run import StageRun
+    from student.run import StageRun, cache_of
     from student.stage_checks import check
     from student.stages import with_weights
     from teacher_cache.ranks import Rank
@@ -128,6 +131,7 @@ def train(
     ).stage(stage)
     if weights is not None:
         spec = with_weights(spec, _weights(weights))
+    cache = cache or cache_of(out, stage, init_from)
     reader = CacheReader(cache)
     if verify and Rank.from_environment().local == 0:
         with bar("verifying", len(reader.manifest.shards), "shards") as tell:

@@ -31,3 +31,5 @@ else
 fi
 show jasper-train --stage 4 --cache "$OUT/cache" --out "$OUT/run" --recipe $RECIPE
 show jasper-student recall "$OUT/run" --recipe $RECIPE
+show jasper-student report "$OUT/run" --out "$OUT/report.html"
+printf '\nAll of it on one page, for any browser: %s\n' "$OUT/report.html"

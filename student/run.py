@@ -126,6 +126,20 @@ def start_of(run: StageRun) -> Path | None:
     return folder / "model"
 
 
+def cache_of(out: Path, stage: int, init_from: str | None) -> Path:
+    """The cache that the stage before, or the one that `init_from` names, was trained from.
+
+    Raises:
+        StudentError: there is no such stage.
+    """
+    before = stage_folder(out, stage - 1) if init_from is None else Path(init_from)
+    if not (before / RUN_FILE).is_file():
+        raise StudentError(
+            f"no --cache, and {before} is no stage whose cache could be taken; give the cache"
+        )
+    return Path(read_record(before)["cache_path"])
+
+
 def finished(run: StageRun) -> bool:
     """Whether this very stage is done already.
 

@@ -143,6 +143,21 @@ def test_bad_input_is_one_line_and_exit_2(
     assert not (folder / "bad").exists()
 
 
+def test_a_stage_takes_its_cache_from_the_one_it_starts_from(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--recipe", folder / "recipe.toml", "--cpu")
+    out = folder / "two stages"
+    nothing = call(train_command.main, "--stage", 1, "--out", out, *asked)
+    assert nothing == 2
+    assert "no --cache, and" in capsys.readouterr().err
+    assert train(folder, out=out.name) == 0
+    assert call(train_command.main, "--stage", 2, "--out", out, "--dry-run", *asked) == 0
+    other = folder / "other"
+    start = ("--init-from", out / "stage-1")
+    assert call(train_command.main, "--stage", 2, "--out", other, *start, "--dry-run", *asked) == 0
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
