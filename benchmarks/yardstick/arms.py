@@ -1,0 +1,152 @@
+"""The arms: what is compared, and what decides what each gives.
+
+All have the same texts, the same teacher, the same layers to begin from and the same CPU time, each
+its own learning rate.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from cli.recipe import Recipe, load
+from student.run import versions
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+WIDTHS = {"fc1": 384, "fc2": 128, "fc3": 64}
+"""The vectors that every arm gives, whole, a third and a sixth of the teacher's width."""
+
+PCA_ROWS = 20_000
+"""Rows for the principal components: as many as sentence-transformers' own example takes."""
+
+
+EXAMPLE_RATE = 1e-4
+"""The learning rate in sentence-transformers' example."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to distil. It has a `recipe` for our trainer, or a `loss` for theirs, or neither.
+
+    The reduced vectors are the recipe's own heads where it has them; else they are the full ones
+    along the principal components of the teacher's training vectors.
+    """
+
+    name: str
+    what: str
+    recipe: Path | None = None
+    loss: Literal["MSELoss", "EmbedDistillLoss"] | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return self.recipe is not None or self.loss is not None
+
+
+ARMS: Mapping[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm("untrained", "the layers that are kept, as they are; PCA for narrower vectors"),
+        Arm(
+            "mse",
+            "sentence-transformers' distillation recipe: its trainer, MSELoss on precomputed "
+            "vectors; PCA for narrower ones",
+            loss="MSELoss",
+        ),
+        Arm(
+            "embed-distill",
+            "the same with its EmbedDistillLoss (cosine)",
+            loss="EmbedDistillLoss",
+        ),
+        Arm("paper", "recipes/paper.toml", recipe=ROOT / "recipes" / "paper.toml"),
+        Arm(
+            "cosine",
+            "our trainer, one stage, cosine on FC1 alone; PCA for narrower vectors",
+            recipe=HERE / "cosine.toml",
+        ),
+        Arm("default", "recipes/default.toml", recipe=ROOT / "recipes" / "default.toml"),
+    )
+}
+
+
+def recipe_of(arm: Arm, layers: tuple[int, ...]) -> Recipe:
+    """An arm's recipe for a student of these layers; its stages are those that it names."""
+    assert arm.recipe is not None
+    book, _ = load(arm.recipe)
+    return book.model_copy(update={"student": book.student.model_copy(update={"layers": layers})})
+
+
+def lengths_of(arm: Arm, layers: tuple[int, ...]) -> dict[str, int]:
+    """The steps of an arm's stages, of which a budget keeps the proportions."""
+    if arm.recipe is None:
+        return {"train": 1}
+    book = recipe_of(arm, layers)
+    return {str(number): book.stage(number).steps for number in sorted(book.stages)}
+
+
+def own_rate(arm: str, layers: tuple[int, ...]) -> float:
+    """The learning rate that an arm's recipe has, or the example of its library."""
+    if ARMS[arm].recipe is None:
+        return EXAMPLE_RATE
+    book = recipe_of(ARMS[arm], layers)
+    return max(book.stage(number).learning_rate for number in book.stages)
+
+
+@cache
+def facts_of(arm: Arm, layers: tuple[int, ...]) -> dict[str, Any]:
+    """What decides what an arm gives, besides its material, steps, rate and seed."""
+    own = HERE / ("ours.py" if arm.recipe else "theirs.py")
+    measured = [HERE / "measure.py", HERE / "scores.py"]
+    facts: dict[str, Any] = {"layers": list(layers), "versions": versions_used()}
+    if arm.recipe is None:
+        return {**facts, "loss": arm.loss, "code": code_digest([own, *measured])}
+    book = recipe_of(arm, layers)
+    return {
+        **facts,
+        "student": book.student.model_dump(mode="json"),
+        "stages": {str(number): book.stage(number).outcome() for number in sorted(book.stages)},
+        "code": code_digest([own, *measured, *(ROOT / "student").glob("*.py")]),
+    }
+
+
+@cache
+def versions_used() -> dict[str, str]:
+    """The versions that decide the numbers, the other library's too."""
+    from importlib.metadata import version
+
+    return {**versions(), "sentence-transformers": version("sentence-transformers")}
+
+
+def code_digest(files: Iterable[Path]) -> str:
+    """What these files do: their code without comments, docstrings and layout."""
+    trees = []
+    for path in sorted(files):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and _is_text(body[0]):
+                del body[0]
+        trees.append([path.name, ast.dump(tree)])
+    return digest(trees)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def digest(facts: Any) -> str:
+    """A short name of plain data."""
+    text = json.dumps(facts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

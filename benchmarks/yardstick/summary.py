@@ -1,0 +1,250 @@
+"""The report: what was compared, how, and what each arm keeps of its teacher."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from yardstick.arms import ARMS, WIDTHS, versions_used
+from yardstick.caches import MAX_TOKENS, TEACHER, Material
+from yardstick.ledger import Job
+from yardstick.tuning import best_rate
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How the arms were compared."""
+
+    command: str
+    material: Material
+    jobs: int
+    tasks: str
+    budget: float
+    tuning: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found for an arm and a student: the rates tried, a job of the last ones, results."""
+
+    arm: str
+    layers: tuple[int, ...]
+    rates: Mapping[float, float]
+    job: Job
+    results: Sequence[Result]
+
+    def over_seeds(self, value: Callable[[Result], float]) -> list[float]:
+        """A figure of every seed."""
+        return [value(result) for result in self.results]
+
+
+def report(setting: Setting, findings: Sequence[Finding], longest: Finding | None) -> list[str]:
+    """The lines of the report, in Markdown."""
+    lines = list(_head(setting))
+    for layers in dict.fromkeys(finding.layers for finding in findings):
+        of_student = [finding for finding in findings if finding.layers == layers]
+        lines += ["", f"## The student of {len(layers)} layers ({_listed(layers)} of six)", ""]
+        lines += [*_shares(of_student), "", *_differences(of_student), *_tasks(of_student), ""]
+        lines += [*_heads(of_student), "", *_retention(of_student)]
+    if longest is not None:
+        lines += ["", "## The default on all texts", "", _long(longest), ""]
+        lines += [*_shares([longest]), ""]
+        lines += [*_tasks([longest]), "", *_heads([longest]), "", *_retention([longest])]
+    if any(finding.rates for finding in findings):
+        lines += ["", "## Learning rates tried", "", *_rates(setting, findings)]
+    return lines
+
+
+def _head(setting: Setting) -> Iterator[str]:
+    reader = setting.material.reader
+    versions = ", ".join(f"{name} {version}" for name, version in versions_used().items())
+    counts = {task.name: len(task.queries) for task in setting.material.tasks(setting.tasks)}
+    yield "# Which recipe keeps most of a teacher for the same work?"
+    yield ""
+    yield (
+        f"Hardware: {os.cpu_count()} CPU cores ({platform.machine()}), {setting.jobs} trainings at "
+        f"a time, one thread each. {date.today():%Y-%m-%d}. Versions: {versions}."
+    )
+    yield f"Command: `{setting.command}`"
+    yield ""
+    yield (
+        f"Teacher: {TEACHER['name']} in fp32, texts cut at {MAX_TOKENS} tokens. "
+        f"{len(reader.train_rows):,} training texts (WordNet's definitions and examples, books and "
+        f"Wikipedia in pieces of one to three sentences), {len(reader.held_out_rows):,} held out. "
+        f"Every training takes {setting.budget:.0f} CPU seconds of one thread: steps, and heads "
+        "that are solved before them. Learning rates are each arm's own, the best of those tried "
+        f"for {setting.tuning:.0f} CPU seconds on the tasks of `dev`."
+    )
+    yield ""
+    asked = "; ".join(f"{name} ({count:,} queries)" for name, count in counts.items())
+    yield (
+        f"Tasks (`{setting.tasks}`), in no training text: {asked}. Scores are nDCG@10 with one "
+        "right document among as many as there are queries, as a share of the teacher's own score "
+        "at its full width; ± is the standard deviation over seeds, in brackets the standard error "
+        "over queries. Asymmetric: the student's queries among the teacher's documents."
+    )
+    yield ""
+    yield "| arm | what it is |"
+    yield "|---|---|"
+    for arm in ARMS.values():
+        yield _row(arm.name, arm.what)
+
+
+def _long(finding: Finding) -> str:
+    minutes = finding.results[0]["seconds"]["wall"] / 60
+    return (
+        f"Layers {_listed(finding.layers)}, {minutes:.0f} minutes of {finding.job.threads} "
+        "threads, at the learning rate of the short runs. What the teacher takes to encode the "
+        "texts is not counted."
+    )
+
+
+def _shares(findings: Sequence[Finding]) -> Iterator[str]:
+    names = [*WIDTHS, "asymmetric"]
+    yield "Share of the teacher's score, mean of the tasks, in %:"
+    yield ""
+    titles = [f"{name}, {width} wide" for name, width in WIDTHS.items()]
+    yield _row("arm", "learning rate", "steps", "seeds", *titles, "asymmetric", "CPU s", "wall s")
+    yield _row(*["---"] * 10)
+    for finding in findings:
+        trained = ARMS[finding.arm].trains
+        steps = " + ".join(f"{count:,}" for count in finding.job.steps.values())
+        yield _row(
+            finding.arm,
+            f"{finding.job.rate:g}" if trained else "-",
+            steps or "-",
+            str(len(finding.results)),
+            *(_mean_share(finding, name) for name in names),
+            *(_seconds(finding, key) for key in ("cpu", "wall")),
+        )
+
+
+def _differences(findings: Sequence[Finding]) -> Iterator[str]:
+    """How far the default is before each arm, in points, and whether beyond the seeds' spread."""
+    ours = next((finding for finding in findings if finding.arm == "default"), None)
+    others = [finding for finding in findings if finding.arm != "default"]
+    if ours is None or not others or len(ours.results) < 2:
+        return
+    yield "The default less each arm, in points of the same means (± of the difference):"
+    yield ""
+    yield _row("arm", *WIDTHS, "asymmetric")
+    yield _row(*["---"] * (len(WIDTHS) + 2))
+    for finding in others:
+        cells = []
+        for name in (*WIDTHS, "asymmetric"):
+            mine, theirs = _mean_shares(ours, name), _mean_shares(finding, name)
+            spread = sum(statistics.variance(each) for each in (mine, theirs) if len(each) > 1)
+            cells.append(f"{100 * (_mean(mine) - _mean(theirs)):+.2f} ± {100 * spread**0.5:.2f}")
+        yield _row(finding.arm, *cells)
+    yield ""
+
+
+def _tasks(findings: Sequence[Finding]) -> Iterator[str]:
+    tasks = findings[0].results[0]["figures"]["tasks"]
+    yield "The same, task by task, FC1 (in the first line the teacher's nDCG@10):"
+    yield ""
+    yield _row("arm", *tasks)
+    yield _row(*["---"] * (len(tasks) + 1))
+    yield _row("the teacher", *(f"{figures['teacher']:.4f}" for figures in tasks.values()))
+    for finding in findings:
+        cells = []
+        for task in tasks:
+            of_task = [result["figures"]["tasks"][task]["fc1"] for result in finding.results]
+            error = _mean([figures["standard_error"] for figures in of_task])
+            cells.append(f"{_spread([f['share'] for f in of_task])} ({100 * error:.2f})")
+        yield _row(finding.arm, *cells)
+
+
+def _heads(findings: Sequence[Finding]) -> Iterator[str]:
+    reduced = [name for name in WIDTHS if name != "fc1"]
+    yield "What the reduced vectors keep of FC1's score, in %, on the mean and on the worst task:"
+    yield ""
+    titles = [f"{name}, {which}" for name in reduced for which in ("mean", "worst")]
+    yield _row("arm", *titles)
+    yield _row(*["---"] * (len(titles) + 1))
+    for finding in findings:
+        cells = [
+            _spread([result["figures"]["of fc1"][name][which] for result in finding.results])
+            for name in reduced
+            for which in ("mean", "worst")
+        ]
+        yield _row(finding.arm, *cells)
+
+
+def _retention(findings: Sequence[Finding]) -> Iterator[str]:
+    yield (
+        "On held-out rows: FC1's cosine with its target; agreement in the order of all "
+        "similarities (Spearman) and share of the ten nearest neighbours kept, in %:"
+    )
+    yield ""
+    titles = [f"{name}: {what}" for name in WIDTHS for what in ("order", "neighbours")]
+    yield _row("arm", "fc1: cosine", *titles)
+    yield _row(*["---"] * (len(titles) + 2))
+    for finding in findings:
+        kept = [result["figures"]["retention"] for result in finding.results]
+        cosine = _spread([figures["fc1"]["cosine"] for figures in kept])
+        others = [
+            _spread([figures[name][what] for figures in kept])
+            for name in WIDTHS
+            for what in ("order", "neighbours")
+        ]
+        yield _row(finding.arm, cosine, *others)
+
+
+def _rates(setting: Setting, findings: Sequence[Finding]) -> Iterator[str]:
+    yield (
+        f"{setting.tuning:.0f} CPU seconds, one seed, the tasks of `dev`: FC1's mean share of the "
+        "teacher's score, in %. The rate is the largest of an arm's stages."
+    )
+    yield ""
+    rates = sorted({rate for finding in findings for rate in finding.rates})
+    yield _row("layers", "arm", *(f"{rate:g}" for rate in rates))
+    yield _row(*["---"] * (len(rates) + 2))
+    for finding in findings:
+        if finding.rates:
+            best = best_rate(finding.rates)
+            cells = [
+                "" if rate not in finding.rates
+                else f"**{100 * finding.rates[rate]:.2f}**" if rate == best
+                else f"{100 * finding.rates[rate]:.2f}"
+                for rate in rates
+            ]  # fmt: skip
+            yield _row(_listed(finding.layers), finding.arm, *cells)
+
+
+def _mean_shares(finding: Finding, name: str) -> list[float]:
+    return finding.over_seeds(lambda result: result["figures"]["mean"][name]["share"])
+
+
+def _mean_share(finding: Finding, name: str) -> str:
+    errors = finding.over_seeds(lambda result: result["figures"]["mean"][name]["standard_error"])
+    return f"{_spread(_mean_shares(finding, name))} ({100 * _mean(errors):.2f})"
+
+
+def _seconds(finding: Finding, key: str) -> str:
+    return f"{_mean(finding.over_seeds(lambda result: result['seconds'][key])):,.0f}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation in %; the mean alone of a single value."""
+    mean = f"{100 * _mean(values):.2f}"
+    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.2f}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values)
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
