@@ -5,8 +5,8 @@
     python benchmarks/vision.py --images CAPTIONS.jsonl        # real pictures, named in that file
 
 Every arm continues the same student with the same fresh vision encoder and the same order of pairs,
-but for one option. The loss that is followed is the paper's three, the mean over the heads, in
-every arm, whatever else the arm adds to it.
+but for one option; of the recipe's own stage 4 only the learning rate counts. The loss that is
+followed is the paper's three, the mean over the heads, whatever else the arm adds to it.
 """
 
 from __future__ import annotations
@@ -101,9 +101,7 @@ def trained(
 ) -> Course:
     factor, own = ARMS[name]
     rate = factor * book.stage(4).learning_rate
-    changes = {
-        **book.stages.get(4, {}), "learning_rate": rate, **own, "steps": steps, "probe_every": 0,
-    }  # fmt: skip
+    changes = {"learning_rate": rate, **own, "steps": steps, "probe_every": 0}
     assert book.student.vision is not None
     projection = "pooler" in changes.get("trains", ())
     vision = book.student.vision.model_copy(update={"projection": projection})
