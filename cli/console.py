@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -24,13 +25,23 @@ EXPECTED = (
 )
 """Failures that are the input's and not the program's: module and name, imported by no one here."""
 
+_OF_THE_MACHINE = frozenset(
+    {
+        errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
+        errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG,
+    }
+)  # fmt: skip
+"""Failures of the path and not of the program: not allowed, no room, a file in a folder's place."""
 
 _INTERRUPTED = 130
 """The exit code that typer turns a KeyboardInterrupt into."""
 
 
 def run(app: typer.Typer) -> NoReturn:
-    """Run a command line. Expected failures print as one line and exit 2; bugs keep a traceback."""
+    """Run a command line. Expected failures print as one line and exit 2; bugs keep a traceback.
+
+    Expected are the classes of `EXPECTED`, and a disk that is full or a path that cannot be used.
+    """
     try:
         app()
     except SystemExit as end:
@@ -40,9 +51,15 @@ def run(app: typer.Typer) -> NoReturn:
     except Exception as error:
         if not _is_expected(error):
             raise
-        print_error(str(error))
+        print_error(_in_words(error))
         sys.exit(2)
     sys.exit(0)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    return str(error)
 
 
 def print_error(message: str) -> None:
@@ -60,6 +77,8 @@ def note(message: str) -> None:
 def _is_expected(error: Exception) -> bool:
     # A class whose module was never imported cannot have been raised.
     kinds = [getattr(sys.modules.get(module), name, None) for module, name in EXPECTED]
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        return True
     return isinstance(error, tuple(kind for kind in kinds if kind is not None))
 
 

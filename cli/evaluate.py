@@ -79,18 +79,12 @@ def evaluate(
     """
     from cli.recipe import RecipeError
     from student.evaluation import heads as vectors
-    from student.run import EVALUATION_FILE, last_stage, read_record
+    from student.run import EVALUATION_FILE, last_stage, read_record, reader_of
     from student.stages import LEAST_TEXTS
-    from teacher_cache.reader import CacheReader
 
     folder = last_stage(trained)
     record = read_record(folder)
-    reader = CacheReader(cache or record["cache_path"])
-    if reader.identity != record["cache"]:
-        raise RecipeError(
-            f"{folder} was trained from the cache {record['cache']}, {reader.path} is "
-            f"{reader.identity}; give the one it was trained from as --cache"
-        )
+    reader = reader_of(folder, record, cache)
     blocks = reader.blocks(record["teachers"])
     widths = {"fc1": sum(b.width for b in blocks), **record["student"]["reduced_heads"]}
     entries = vectors.to_measure(record["trained_heads"], widths)
@@ -112,6 +106,8 @@ def evaluate(
                 "tasks"
             )
         note(f"{reader.path} has no held-out rows: the tasks alone are measured")
+    if not Path(record["init_path"]).is_dir():
+        note(f"{record['init_path']} is gone: nothing is told of the untrained student")
     from student.evaluation.teacher_vectors import TeacherVectors
 
     teachers = TeacherVectors(teacher_cache, blocks, found) if teacher_cache else None

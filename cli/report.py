@@ -60,6 +60,8 @@ def report(
             raise StudentError(f"{option} {path} is a folder; give the name of a file in it")
         if path is not None and not path.parent.is_dir():
             raise StudentError(f"{option} {path}: there is no folder {path.parent}")
+    if as_json is not None and as_json.resolve() == out.resolve():
+        raise StudentError(f"--out and --json are one file, {out}; give two names")
     if png is not None and png.exists() and not png.is_dir():
         raise StudentError(f"--png {png} is a file; give a folder")
     if 0 < rows < 3:
@@ -89,7 +91,7 @@ def _looked(found: Report, cache: Path | None, rows: int) -> Report:
 
     A cache that is no longer where it was is no failure: the page says so. One that was named is.
     """
-    from student.report.collect import reader_of
+    from student.report.collect import cache_to_look_at
     from student.report.records import Look
     from student.spec import StudentError
     from teacher_cache.format import CacheError
@@ -98,7 +100,7 @@ def _looked(found: Report, cache: Path | None, rows: int) -> Report:
     readers: list[CacheReader | str] = []
     for run in found.runs:
         try:
-            readers.append(reader_of(run, cache))
+            readers.append(cache_to_look_at(run, cache))
         except (CacheError, StudentError) as error:
             if cache is not None:
                 raise

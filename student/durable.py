@@ -16,8 +16,11 @@ def refuse_full(out: Path) -> None:
     """Say that there is no room for a folder where something is.
 
     Raises:
-        StudentError: `out` exists and is not an empty folder.
+        StudentError: `out` exists and is not an empty folder, or it is the working folder, which
+            cannot be replaced under whoever stands in it.
     """
+    if out.resolve() == Path.cwd():
+        raise StudentError(f"{out} is the working folder; give a folder in it to write to")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StudentError(f"{out} is not an empty folder; give another one to write to")
 
@@ -26,9 +29,11 @@ def refuse_full(out: Path) -> None:
 def whole_folder(out: Path) -> Iterator[Path]:
     """A path beside `out`, to write a folder to, which takes its place when all went well.
 
-    Where anything fails, `out` is as it was. Its files get the usual permissions: safetensors
-    writes for the owner alone, and what is exported is to be handed on.
+    Where anything fails, `out` is as it was; a link stays one, to what is written. Its files get
+    the usual permissions: safetensors writes for the owner alone, and what is exported is to be
+    handed on.
     """
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         folder = Path(scratch, "folder")

@@ -329,10 +329,15 @@ def load(folder: Path) -> Student:
     file = folder / SPEC_FILE
     if not file.is_file():
         raise StudentError(f"{folder} holds no student: expected {SPEC_FILE}")
-    facts = json.loads(file.read_text())
-    spec = StudentSpec.model_validate(facts["spec"])
+    try:
+        facts = json.loads(file.read_text())
+        spec, widths = StudentSpec.model_validate(facts["spec"]), dict(facts["head_widths"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudentError(
+            f"{file} is damaged: {error!r}; train the stage again, or take it from a copy"
+        ) from None
     tokenizer = TextTokenizer(folder / TEXT_FOLDER, spec.max_tokens)
-    student = Student(start_body(folder / TEXT_FOLDER), facts["head_widths"], tokenizer, spec)
+    student = Student(start_body(folder / TEXT_FOLDER), widths, tokenizer, spec)
     heads = folder / HEADS_FILE
     try:
         student.heads.load_state_dict(load_file(heads))

@@ -86,7 +86,11 @@ def last_stage(path: Path) -> Path:
     """
     if (path / RUN_FILE).is_file():
         return path
-    done = [folder for folder in path.glob("stage-*") if (folder / "model").is_dir()]
+    done = [
+        folder
+        for folder in path.glob("stage-*")
+        if folder.name.removeprefix("stage-").isdecimal() and (folder / "model").is_dir()
+    ]
     if not done:
         raise StudentError(f"{path} holds no finished stage; train one with jasper-train --stage 1")
     return max(done, key=lambda folder: int(folder.name.removeprefix("stage-")))
@@ -130,14 +134,42 @@ def cache_of(out: Path, stage: int, init_from: str | None) -> Path:
     """The cache that the stage before, or the one that `init_from` names, was trained from.
 
     Raises:
-        StudentError: there is no such stage.
+        StudentError: there is no such stage, or its cache is not where it was.
     """
     before = stage_folder(out, stage - 1) if init_from is None else Path(init_from)
     if not (before / RUN_FILE).is_file():
         raise StudentError(
             f"no --cache, and {before} is no stage whose cache could be taken; give the cache"
         )
-    return Path(read_record(before)["cache_path"])
+    cache = Path(str(read_record(before).get("cache_path")))
+    if not cache.exists():
+        raise StudentError(_moved(before, cache))
+    return cache
+
+
+def reader_of(folder: Path, record: Mapping[str, Any], cache: Path | None = None) -> CacheReader:
+    """The cache that a stage was trained from, or the same one where `cache` says it lies now.
+
+    Raises:
+        CacheError: it is not whole.
+        StudentError: it is not there any more, or another one.
+    """
+    before = Path(str(record.get("cache_path")))
+    if cache is None and not before.exists():
+        raise StudentError(_moved(folder, before))
+    reader = CacheReader(cache or before)
+    if reader.identity != record.get("cache"):
+        raise StudentError(
+            f"{folder} was trained from the cache {record.get('cache')}, {reader.path} is "
+            f"{reader.identity}; give the one it was trained from as --cache"
+        )
+    return reader
+
+
+def _moved(folder: Path, cache: Path) -> str:
+    return (
+        f"the cache that {folder} was trained from is not in {cache} any more; give it as --cache"
+    )
 
 
 def finished(run: StageRun) -> bool:
@@ -199,6 +231,11 @@ def read_record(folder: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise StudentError(f"{path} cannot be read: {error}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("trained_heads"), list):
+        raise StudentError(
+            f"{path} is no record of a stage; take it from a copy, or train the stage again with "
+            "--restart"
+        )
     return record
 
 

@@ -12,6 +12,9 @@ SPEC_FILE = "student.json"
 POOLED = "pooled"
 """As a head's name: the pooled state itself."""
 
+INIT = "init"
+"""As a vector's name: the pooled state of the untrained student."""
+
 PAPER_HEADS = {"fc2": 1024, "fc3": 512, "fc4": 256}
 PAPER_IMAGE_TOKENS = 300
 

@@ -24,14 +24,17 @@ class TextTokenizer:
     """Texts → token ids, special tokens included, cut at `max_tokens`. Never pads.
 
     Raises:
-        StudentError: the folder has no tokenizer.json.
+        StudentError: the folder has no tokenizer.json, or it is damaged.
     """
 
     def __init__(self, folder: Path, max_tokens: int) -> None:
         path = folder / TOKENIZER_FILE
         if not path.is_file():
             raise StudentError(f"{folder} has no {TOKENIZER_FILE}: expected a fast tokenizer")
-        self.tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise StudentError(f"{path} cannot be read: {error}") from None
         self.tokenizer.no_padding()
         self.max_tokens = max_tokens
         config = folder / CONFIG_FILE

@@ -16,6 +16,7 @@ from student import Embedder, load
 from student.encoding import encode, encode_images
 from student.jasper import load_image_side
 from student.model import Student, create
+from student.run import last_stage
 from student.spec import StudentError, StudentSpec, VisionSpec
 from student.stages import StageError
 
@@ -83,6 +84,20 @@ def test_a_run_a_stage_and_its_model_are_the_same_student(run: Path, embedder: E
         assert found.heads == {"fc1": 10, "fc2": 6}
         assert np.array_equal(found.encode(TEXTS), expected)
     assert embedder.max_tokens == 24
+
+
+def test_a_copy_of_a_stage_beside_the_stages_is_none_of_them(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(run / "stage-3", copy / "stage-3-before")
+    assert last_stage(copy) == copy / "stage-3"
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", '{"trained_heads": 3}', "{"])
+def test_a_broken_record_is_refused(run: Path, tmp_path: Path, record: str) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "stage-3" / "run.json").write_text(record)
+    with pytest.raises(StudentError, match=r"run\.json (is no record of a stage|cannot be read)"):
+        load(copy)
 
 
 def test_a_model_without_its_run_gives_all_its_heads(run: Path, tmp_path: Path) -> None:
@@ -199,12 +214,22 @@ def test_the_released_layout_loads_as_it_is(tmp_path: Path) -> None:
     assert embedder.encode_images([picture(0)]).shape == (1, WIDTHS[0])
 
 
-@pytest.mark.parametrize("damaged", ["heads.safetensors", "text/model.safetensors"])
-def test_damaged_weights_are_refused(run: Path, tmp_path: Path, damaged: str) -> None:
+@pytest.mark.parametrize(
+    "damaged", ["heads.safetensors", "text/model.safetensors", "text/tokenizer.json"]
+)
+def test_damaged_files_are_refused(run: Path, tmp_path: Path, damaged: str) -> None:
     model = shutil.copytree(run / "stage-3" / "model", tmp_path / "model")
     data = (model / damaged).read_bytes()
     (model / damaged).write_bytes(data[: len(data) // 2])
-    with pytest.raises(StudentError, match=r"is damaged|holds no text encoder"):
+    with pytest.raises(StudentError, match=r"is damaged|holds no text|cannot be read"):
+        load(model)
+
+
+@pytest.mark.parametrize("left", ['{"head_widths": {"fc1": 10}}', '{"head_widths": {}, "spec": 3}'])
+def test_a_damaged_description_is_refused(run: Path, tmp_path: Path, left: str) -> None:
+    model = shutil.copytree(run / "stage-3" / "model", tmp_path / "model")
+    (model / "student.json").write_text(left)
+    with pytest.raises(StudentError, match=r"student\.json is damaged"):
         load(model)
 
 

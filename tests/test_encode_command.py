@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 from commands import Command, command_of
 
 from cli.student import app
@@ -166,6 +167,30 @@ def test_texts_that_cannot_be_used_are_one_line_and_exit_2(
     assert len(ran.err.strip().splitlines()) == 1
     assert message in ran.err
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_path_that_cannot_be_written_is_told_without_a_traceback(
+    command: Command, run: Path, tmp_path: Path
+) -> None:
+    source = write_lines(tmp_path / "texts.txt")
+    ran = command("encode", run, source, "--out", source / "vectors.npy")
+    assert ran.code == 2
+    assert ran.err.splitlines()[-1] == f"error: {source}: File exists"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def write() -> None:
+        with Path("/dev/full").open("wb", buffering=0) as file:
+            file.write(b"some")
+
+    ran = command_of(app, "write", monkeypatch, capsys)()
+    assert (ran.code, ran.err) == (2, "error: No space left on device\n")
 
 
 @pytest.mark.parametrize(

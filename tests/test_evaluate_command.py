@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -274,6 +275,35 @@ def test_a_row_with_the_role_of_the_text_is_preferred(
         embed = TeacherVectors(order, blocks, [task]).of(task)
         for role, expected in zip(("documents", "queries"), rows, strict=True):
             assert np.array_equal(embed([text], role)["left"], expected)
+
+
+def test_a_cache_that_was_moved_is_asked_for_by_its_option(
+    folder: Path, evaluate: Command, tmp_path: Path
+) -> None:
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    moved = shutil.copytree(folder / "cache", tmp_path / "moved")
+    record = run / "stage-3" / "run.json"
+    gone = record.read_text().replace(str(folder / "cache"), str(tmp_path / "gone"))
+    record.write_text(gone)
+    asked = evaluate(run)
+    assert asked.code == 2
+    assert "gone any more; give it as --cache" in asked.err
+    assert evaluate(run, "--cache", moved, "--json").code == 0
+
+
+def test_without_the_model_that_a_run_began_with_all_else_is_measured(
+    folder: Path, evaluate: Command, small_encoder: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    record = run / "stage-3" / "run.json"
+    record.write_text(record.read_text().replace(str(small_encoder), str(tmp_path / "gone")))
+    whole = answer(evaluate(folder / "run", "--sts", folder / "pairs.csv", "--json"))
+    told = evaluate(run, "--sts", folder / "pairs.csv", "--json")
+    assert "gone is gone: nothing is told of the untrained student" in told.err
+    found = answer(told)
+    assert whole["retention"].pop("init")
+    assert found["retention"] == whole["retention"]
+    assert found["tasks"] == [row for row in whole["tasks"] if row["vector"] != "init"]
 
 
 @pytest.mark.parametrize(

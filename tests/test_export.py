@@ -183,6 +183,26 @@ def test_folder_that_is_not_empty_is_refused_and_left_alone(
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
 
 
+def test_the_working_folder_is_refused_though_it_is_empty(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StudentError, match=r"is the working folder; give a folder in it"):
+        export(student, Path(), head="fc1", record=RECORD)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_to_an_empty_folder_leads_to_what_was_written(
+    student: Student, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    export(student, tmp_path / "out", head="fc1", record=RECORD)
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "modules.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out"]
+
+
 def test_export_that_fails_leaves_nothing(student: Student, tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="blocks"):
         export(student, tmp_path / "out", head="fc1", record={"trained_heads": ["fc1"]})

@@ -131,16 +131,20 @@ def test_front_matter_names_model_and_data_by_their_hub_ids(folder: Path, tmp_pa
         "merged": [
             {"sources": [{"name": "web", "dataset": "org/web"}]},
             {"sources": [{"name": "made", "path": "/secret/texts.jsonl"}]},
+            {"sources": [{"name": "seen", "pairs": {"dataset": "org/seen"}}]},
+            {"sources": [{"name": "shot", "pairs": {"path": "/secret/shots.tar"}}]},
         ]
     }
     past = replace(past, cache=replace(past.cache, corpus=corpus))
     export(student, tmp_path / "out", head="fc1", record=read_record(stage), past=past)
     data = ModelCard.load(tmp_path / "out" / "README.md").data
     assert data.base_model == "org/body"
-    assert data.datasets == ["org/web"]
+    assert data.datasets == ["org/web", "org/seen"]
     assert data.library_name == "sentence-transformers"
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| web | org/web | - |" in text
+    assert "| seen | captions of org/seen | - |" in text
+    assert "| shot | captions of shots.tar | - |" in text
     assert "secret" not in text
 
 
@@ -150,3 +154,19 @@ def test_commands_of_the_card_name_folders_that_are_there(folder: Path, tmp_path
     for entry in ("fc1_5", "fc1", "fc2", "fc3", "fc4"):
         assert f"`2_Dense_{entry}`" in text
         assert (tmp_path / "out" / f"2_Dense_{entry}" / "model.safetensors").is_file()
+
+
+def test_a_folder_is_no_model_on_the_hub_and_its_place_is_not_told(
+    folder: Path, tmp_path: Path
+) -> None:
+    stage = folder / "run" / "stage-3"
+    student, record = load(stage / "model"), read_record(stage)
+    student.spec = student.spec.model_copy(update={"init": "models/body"})
+    record["init_path"] = "/scratch/secret/models/body"
+    record["blocks"][0]["repository"] = "/scratch/secret/left-model"
+    export(student, tmp_path / "out", head="fc1", record=record)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model is None
+    assert "It started from `models/body`" in card.text
+    assert "| left | left-model | 12 |" in card.text
+    assert "secret" not in card.content

@@ -15,8 +15,6 @@ from small_caches import write_cache
 from stage_runs import trained
 
 from cli.student import app
-from student.model import POOLED
-from student.report import records
 from student.report.collect import read_curves, read_run
 from teacher_cache.reader import CacheReader
 
@@ -137,6 +135,11 @@ def test_a_sweep_alone_becomes_a_page(tmp_path: Path, student: Command) -> None:
     assert "How training went" not in page
 
 
+def test_a_run_behind_a_link_goes_by_the_name_of_the_link(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "seed-0").symlink_to(run)
+    assert read_run(tmp_path / "seed-0").name == "seed-0"
+
+
 def test_runs_of_one_name_go_by_their_paths(run: Path, tmp_path: Path, student: Command) -> None:
     twin = Path(shutil.copytree(run, tmp_path / "twin" / "tiny"))
     out = tmp_path / "page.html"
@@ -178,6 +181,9 @@ def test_options_that_cannot_be_followed_are_refused_in_one_line(
         (["--out", tmp_path], "is a folder"),
         (["--out", tmp_path / "no" / "page.html"], "there is no folder"),
         (["--out", page, "--json", tmp_path], "is a folder"),
+        (["--out", page, "--json", page], "are one file"),
+        ([run.parent / "." / run.name, "--out", page], "stands twice among the runs"),
+        ([tmp_path / "none", "--out", page], "there is no folder"),
         (["--out", page, "--png", tmp_path / "file"], "is a file"),
         (["--out", page, "--rows", 2], "from 3 texts on"),
     ):
@@ -213,7 +219,3 @@ def test_a_page_without_a_look_loads_no_torch_and_help_nothing_heavy(
     loaded = [line for line in done.stdout.splitlines() if line.startswith("[")]
     assert loaded == ["[]", "['matplotlib']"]
     assert "Usage" in done.stdout
-
-
-def test_the_pooled_state_goes_by_the_name_that_the_model_gives_it() -> None:
-    assert records.POOLED == POOLED

@@ -293,6 +293,24 @@ def test_only_what_is_missing_or_changed_is_trained(
     assert figure(results(out), "base", "cosine")["values"] == base["values"]
 
 
+@pytest.mark.parametrize("left", [None, "[]", '{"retention": 3}'])
+def test_a_sweep_that_was_moved_measures_again_what_lost_its_figures(
+    left: str | None, folder: Path, sweeps: Sweeps, tmp_path: Path
+) -> None:
+    text = SWEEP.replace(
+        "change.run = [2]", f"change.run = [1, 3]\n[arms.change.stages.3]\n{COMMON}"
+    )
+    file = sweeps.write(text.replace("[0, 1]", "[0]"))
+    assert sweeps(tmp_path / "before", file=file).code == 0
+    found = results(tmp_path / "before")
+    out = shutil.move(tmp_path / "before", tmp_path / "after")
+    lost = out / found["arms"][2]["runs"]["0"] / "stage-3" / "evaluation.json"
+    lost.unlink() if left is None else lost.write_text(left)
+    again = sweeps(out, file=file)
+    assert (again.code, again.err.count(DONE)) == (0, 1), again.err
+    assert results(out) == found
+
+
 def test_an_arm_that_fails_is_named_and_the_others_go_on(sweeps: Sweeps, tmp_path: Path) -> None:
     text = SWEEP.replace("1e-4", "1e37").replace("[0, 1]", "[0]")
     ran = sweeps(tmp_path / "out", file=sweeps.write(text))

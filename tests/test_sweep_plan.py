@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from cli.recipe import load as load_recipe
+from student.evaluation.retention import Recall, Retention
 from student.spec import StudentSpec
 from student.stages import stage, with_weights
 from student.sweep.plan import Base, Plan, Source, plan
-from student.sweep.spec import Sweep, SweepError, load
+from student.sweep.spec import FIGURES, Sweep, SweepError, load
 from teacher_cache.teachers import resolve
 
 ROOT = Path(__file__).parent.parent
@@ -215,6 +216,7 @@ def test_a_vector_may_be_measured_in_place_of_a_head(tmp_path: Path) -> None:
         (TWO + "change.run = [1, 4]", r"arm 'b': a sweep trains and measures on texts"),
         (TWO + "change.run = [2, 1]", r"run is a list of stages in ascending order"),
         (TWO + 'change.teachers = ["lefd"]', r"no teacher 'lefd'; .* did you mean 'left'\?"),
+        (TWO + 'change.teachers = [["left"]]', r"teachers is a list of different names"),
         (TWO + "change.teachers = []", r"teachers is a list of different names"),
         (TWO + "change.student.max_tokens = 0", r"arm 'b': student\.max_tokens: "),
         (TWO + 'in_place_of.fc2 = "fc1[:99]"', r"arm 'b': fc1\[:99\] is no part of fc1"),
@@ -231,6 +233,11 @@ def test_a_vector_may_be_measured_in_place_of_a_head(tmp_path: Path) -> None:
             r"arm 'b' trains none of measure\.heads \(fc2, fc3\); say with in_place_of what",
         ),
         (TWO + '[measure]\nteachers = ["all teacher"]', r"did you mean 'all teachers'\?"),
+        (
+            TWO + '[measure]\nfigures = ["order"]',
+            r"figures names 'order'; there is cosine, spearman",
+        ),
+        (TWO.replace('"b"', f'"{"b" * 300}"'), r"its name is too long for a folder's"),
         ("question = ", r"is not a readable TOML file"),
     ],
 )
@@ -239,6 +246,11 @@ def test_sweep_that_cannot_be_run_is_refused(text: str, message: str, tmp_path: 
         planned(text, tmp_path)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_figures_that_a_table_may_show_are_those_of_an_evaluation() -> None:
+    assert tuple(Retention.__annotations__) == FIGURES
+    assert {name for name in FIGURES if "recall" in name} == set(Recall.__annotations__)
 
 
 def test_sweep_or_held_out_rows_that_are_not_there_are_named(tmp_path: Path) -> None:

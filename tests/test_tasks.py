@@ -17,8 +17,8 @@ from student.evaluation import retrieval
 from student.evaluation.instructions import spread
 from student.evaluation.retrieval import DOCUMENTS
 from student.evaluation.sts import DRAWS, bootstrap, spearman
-from student.evaluation.task_spec import Kind, Score, Task, TaskError, TaskSpec
-from student.evaluation.tasks import load, measure, named_by, read, texts_to_encode
+from student.evaluation.task_spec import Kind, Score, Task, TaskSpec
+from student.evaluation.tasks import load, measure, named_by, read, texts_to_encode, with_shares
 
 
 def task(kind: Kind, path: Path, **fields: object) -> Task:
@@ -229,6 +229,15 @@ def test_the_spread_over_instructions_is_that_of_the_scores(tmp_path: Path) -> N
     assert found["sd"] > 0
 
 
+@pytest.mark.parametrize(("whole", "share"), [(0.8, 0.5), (0.0, None), (-0.1, None)])
+def test_there_is_no_share_of_a_score_that_is_not_above_0(
+    whole: float, share: float | None
+) -> None:
+    row = {"measure": "spearman", "documents_of": None, "share": None}
+    rows = [{**row, "of": "student", "score": 0.4}, {**row, "of": "left", "score": whole}]
+    assert [found["share"] for found in with_shares(rows)] == [share, None]
+
+
 def test_a_tasks_file_names_tasks_columns_and_instructions(tmp_path: Path) -> None:
     write_table(
         tmp_path / "in" / "p.csv", [("a", "b", "s"), ("the cat", "a cat", 5), ("x", "y", 1)]
@@ -264,92 +273,3 @@ def test_the_tasks_that_the_docs_show_are_tasks() -> None:
     assert len(specs[1].instructions) == 3
     for field in TaskSpec.model_fields:
         assert f"{field} = " in example
-
-
-STS = ("sentence1", "sentence2", "score")
-QRELS = ("query-id", "corpus-id", "score")
-
-
-def _sts(folder: Path, *rows: Sequence[object]) -> Path:
-    return write_table(folder / "p.csv", rows)
-
-
-def _retrieval(folder: Path, *judged: Sequence[object]) -> Path:
-    write_retrieval(folder / "r")
-    write_table(folder / "r" / "qrels" / "test.tsv", [QRELS, *judged])
-    return folder / "r"
-
-
-def _corpus(folder: Path, *documents: object) -> Path:
-    write_retrieval(folder / "r")
-    write_lines(folder / "r" / "corpus.jsonl", documents)
-    return folder / "r"
-
-
-def _classes(folder: Path, *rows: Sequence[object]) -> Path:
-    write_classification(folder / "c")
-    write_table(folder / "c" / "train.csv", rows)
-    return folder / "c"
-
-
-@pytest.mark.parametrize(
-    ("kind", "write", "rows", "message"),
-    [
-        ("sts", _sts, [STS, ("a", "b", "high")], r"p\.csv:2: expected a number in 'score', found"),
-        ("sts", _sts, [STS, ("a", "b", "nan")], r"p\.csv:2: expected a number in 'score'"),
-        ("sts", _sts, [STS, ("a", "b", 1), ("", "b", 2)], r"p\.csv:3: expected a text in 'sent"),
-        ("sts", _sts, [("a", "b", "c"), (1, 2, 3)], r"a column 'sentence1', found 'a', 'b', 'c'"),
-        ("sts", _sts, [STS], r"p\.csv: expected rows, found none"),
-        ("sts", _sts, [], r"p\.csv: expected rows, found none"),
-        ("sts", _sts, [STS, ("a", "b", 1), ("c", "d", 1)], r"different scores, found 2"),
-        ("sts", _sts, [STS, ("a", "b")], r"p\.csv:2: expected 3 cells, found 2"),
-        ("retrieval", _retrieval, [("q0", "d99", 1)], r"tsv:2: 'd99' is not in the corpus of"),
-        ("retrieval", _retrieval, [("q99", "d0", 1)], r"tsv:2: 'q99' is not in the queries of"),
-        ("retrieval", _retrieval, [("q0", "d0", "x")], r"tsv:2: expected a number in 'score'"),
-        ("retrieval", _retrieval, [("q0", "d0", 0.5)], r"tsv:2: expected a whole number in 'score"),
-        ("retrieval", _retrieval, [("q0", "d0", 1), ("q0", "d0", 2)], r"tsv:3: .* judged twice"),
-        ("retrieval", _retrieval, [], r"test\.tsv: expected rows, found none"),
-        ("retrieval", _corpus, [{"_id": "a", "text": "b"}] * 2, r"jsonl:2: the id 'a' stands"),
-        ("retrieval", _corpus, [{"id": "a", "text": "b"}], r"jsonl:1: expected a column '_id'"),
-        ("retrieval", _corpus, [{"_id": "a", "text": 3}], r"jsonl:1: expected a text in 'text'"),
-        ("retrieval", _corpus, ["a"], r"jsonl:1: expected a row with columns, found 'a'"),
-        ("classification", _classes, [("text", "label"), ("a", "b")], r"at least two labels"),
-        ("classification", _classes, [("text", "label"), ("a", "")], r"csv:2: expected a text in"),
-    ],
-)  # fmt: skip
-def test_bad_files_are_named_with_their_line(
-    tmp_path: Path, kind: Kind, write: object, rows: list[object], message: str
-) -> None:
-    path = write(tmp_path, *rows)  # type: ignore[operator]
-    with pytest.raises(TaskError, match=message) as found:
-        task(kind, path)
-    assert "\n" not in str(found.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("tasks = 3", r"tasks\.toml: tasks: "),
-        ("tasks = []", r"tasks\.toml: tasks: .* at least 1 item"),
-        ("[[tasks]]\nname = 't'\nkind = 'sst'\npath = '.'", r"tasks\.0\.kind: Input should be 'st"),
-        ("[[tasks]]\nname = 'a/b'\nkind = 'sts'\npath = '.'", r"tasks\.0\.name: .*no slashes"),
-        ("[[tasks]]\nname = 't'\nkind = 'sts'\npath = '.'\nx = 1", r"tasks\.0\.x: Extra inputs"),
-        (
-            "[[tasks]]\nname = 't'\nkind = 'sts'\npath = 'nowhere.csv'",
-            r"nowhere\.csv: expected",
-        ),
-        ("[[tasks]]\nname = 't'\nkind = 'sts'\npath = '.'", r"expected a CSV, TSV or JSONL file"),
-        ("[[tasks]]\nname = 't'\nkind = 'retrieval'\npath = '.'", r"one file corpus\.csv, \.tsv o"),
-        (
-            "[[tasks]]\nname = 't'\nkind = 'sts'\npath = 'p.csv'\ncolumns = { third = 'x' }",
-            r"task 't': columns has 'third', expected some of first, second, score",
-        ),
-        ("[[tasks", r"is no readable TOML file"),
-    ],
-)
-def test_a_tasks_file_that_cannot_be_followed_is_one_line(
-    tmp_path: Path, text: str, message: str
-) -> None:
-    (tmp_path / "tasks.toml").write_text(text)
-    with pytest.raises(TaskError, match=message):
-        read(tmp_path / "tasks.toml")

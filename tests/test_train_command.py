@@ -156,6 +156,10 @@ def test_a_stage_takes_its_cache_from_the_one_it_starts_from(
     other = folder / "other"
     start = ("--init-from", out / "stage-1")
     assert call(train_command.main, "--stage", 2, "--out", other, *start, "--dry-run", *asked) == 0
+    record = out / "stage-1" / "run.json"
+    record.write_text(record.read_text().replace(f"{folder}/cache", f"{folder}/gone"))
+    assert call(train_command.main, "--stage", 2, "--out", out, "--dry-run", *asked) == 2
+    assert "gone any more; give it as --cache" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from student.encoding import FloatArray
     from student.evaluation.retention import Geometry, Recall
 
-ALL = "all teachers"
+ALL_TEACHERS = "all teachers"
 """As a teacher's name: all of them, one after the other."""
 
 
@@ -29,7 +29,7 @@ def spaces(blocks: Sequence[Block]) -> Mapping[str, slice]:
     for block in blocks:
         columns[block.teacher] = slice(offset, offset + block.width)
         offset += block.width
-    return columns if len(columns) == 1 else {ALL: slice(0, offset), **columns}
+    return columns if len(columns) == 1 else {ALL_TEACHERS: slice(0, offset), **columns}
 
 
 def found_by(queries: FloatArray, teacher: Geometry) -> Recall:

@@ -70,10 +70,12 @@ def load(spec: TaskSpec, base: Path) -> Classification:
     """Read `train` and `test` (or another split), each with a text and a label in each row.
 
     Raises:
-        TaskError: a file is missing or cannot be read, a text or a label is empty, or all labels to
-            learn from are the same.
+        TaskError: a file is missing or cannot be read, a text or a label is empty, all labels to
+            learn from are the same, or the split is what the probe learns from.
     """
     folder = base / spec.path
+    if spec.split == TRAIN:
+        raise TaskError(f"task {spec.name!r}: the probe learns from {TRAIN}; give another split")
     names = task_files.columns_of(spec.columns, COLUMNS, spec.name)
     mend = "; name others in a tasks file: columns = { text = …, label = … }"
     parts: list[tuple[list[str], list[str]]] = []

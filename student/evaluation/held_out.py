@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from student.encoding import FloatArray, unit
-from student.evaluation.asymmetric import ALL, found_by, spaces
+from student.evaluation.asymmetric import ALL_TEACHERS, found_by, spaces
 from student.evaluation.retention import Geometry, Retention, compare
 from student.evaluation.student_vectors import vectors_of
 from student.model import Student
@@ -58,8 +58,8 @@ def measure(
     targets = {}
     for name in measured_against(reader):
         # All of them in the order that FC1 learned, where it learned from all.
-        every = teachers if ALL in columns else None
-        target = reader.vectors(rows, every if name == ALL else [name])
+        every = teachers if ALL_TEACHERS in columns else None
+        target = reader.vectors(rows, every if name == ALL_TEACHERS else [name])
         targets[name] = Geometry.of(target.astype(np.float32))
         advance(len(rows))
     kept = {}
@@ -108,4 +108,4 @@ def spoken(reader: CacheReader, teachers: Sequence[str]) -> Mapping[str, slice]:
     """FC1's columns by the teacher whose space they speak; all, where none was left out."""
     columns = spaces(reader.blocks(teachers))
     left_out = set(reader.teachers) - set(teachers)
-    return {name: span for name, span in columns.items() if name != ALL or not left_out}
+    return {name: span for name, span in columns.items() if name != ALL_TEACHERS or not left_out}

@@ -47,11 +47,12 @@ def evaluate(asked: Asked, *, device: str, phase: Phase) -> dict[str, Any]:
 
     Parts that were not asked for, or cannot be measured, are not in it: without held-out rows there
     are no `rows`, `widths`, `retention` and `asymmetric`, without tasks no `tasks` and
-    `instructions`.
+    `instructions`. Where the model that the run began with is gone, nothing is told of `init`.
     """
     record, reader = asked.record, asked.reader
     student = load(asked.folder / "model").to(device)
-    untrained = _untrained(student, record).to(device)
+    untrained = _untrained(student, record, device)
+    each = 1 if untrained is None else 2
 
     def embed(advance: Callable[[int], None]) -> Embed:
         return vectors_of(student, untrained, asked.heads, advance)
@@ -59,13 +60,13 @@ def evaluate(asked: Asked, *, device: str, phase: Phase) -> dict[str, Any]:
     result: dict[str, Any] = {"stage": record["number"], "cache": record["cache"]}
     rows = reader.held_out_rows
     if len(rows) >= LEAST_TEXTS:
-        with phase("encoding held-out texts", 2 * len(rows)) as advance:
+        with phase("encoding held-out texts", each * len(rows)) as advance:
             vectors = embed(advance)(reader.texts(rows), "")
         compared = len(vectors) + len(held_out.measured_against(reader))
         with phase("comparing rows", len(rows) * compared) as advance:
             result |= held_out.measure(vectors, reader, record["teachers"], advance)
     if asked.tasks:
-        with phase("encoding the tasks' texts", 2 * texts_to_encode(asked.tasks)) as advance:
+        with phase("encoding the tasks' texts", each * texts_to_encode(asked.tasks)) as advance:
             result["tasks"] = measure(asked.tasks, embed(advance), asked.teachers)
         result["instructions"] = instructions.spread(result["tasks"])
     if asked.mteb:
@@ -78,7 +79,9 @@ def evaluate(asked: Asked, *, device: str, phase: Phase) -> dict[str, Any]:
     return result
 
 
-def _untrained(student: Student, record: dict[str, Any]) -> Student:
-    """The student as the run found it."""
+def _untrained(student: Student, record: dict[str, Any], device: str) -> Student | None:
+    """The student as the run found it, where its model still lies where it was."""
     folder, width = Path(record["init_path"]), student.head_widths["fc1"]
-    return create(student.spec, folder, width, record["seed"])
+    if not folder.is_dir():
+        return None
+    return create(student.spec, folder, width, record["seed"]).to(device)

@@ -26,6 +26,8 @@ def rows(path: Path, columns: Sequence[str], mend: str = "") -> Iterator[tuple[s
         TaskError: the file cannot be read, has no rows, or a row lacks a column.
     """
     found = False
+    if not path.exists():
+        raise TaskError(f"{path}: expected a file, found none")
     if path.is_dir() or path.suffix == ".parquet":
         raise TaskError(f"{path}: expected a CSV, TSV or JSONL file")
     try:
@@ -101,7 +103,7 @@ def number(row: Row, column: str, place: str) -> float:
     value = row[column]
     try:
         found = float(value) if isinstance(value, str | int | float) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):  # JSON's whole numbers have no end
         found = math.nan
     if not math.isfinite(found) or isinstance(value, bool):
         raise TaskError(f"{place}: expected a number in {column!r}, found {value!r:.80}")
@@ -114,6 +116,8 @@ def beside(folder: Path, stem: str) -> Path:
     Raises:
         TaskError: there is none, or there are several.
     """
+    if not stem or Path(stem).is_absolute():
+        raise TaskError(f"{folder}: expected the name of a split, found {stem!r}")
     found = sorted(path for path in folder.glob(f"{stem}.*") if path.is_file())
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"

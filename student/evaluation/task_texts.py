@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from student.evaluation.task_spec import Task, TaskError
+from student.durable import refuse_full
+from student.evaluation.task_spec import Task
 from student.evaluation.tasks import source_of
 from teacher_cache.format import TEACHER_FOLDER, Block
 
@@ -26,10 +27,9 @@ def write(folder: Path, tasks: Sequence[Task], blocks: Sequence[Block], cache: P
     lie. Texts behind an instruction are given without it: it becomes the teachers' prompt.
 
     Raises:
-        TaskError: the folder is not empty.
+        StudentError: the folder is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise TaskError(f"{folder} is not an empty folder; give another one to write texts to")
+    refuse_full(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sources = []
     prompts: dict[str, str] = {}

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from student.evaluation import classification, retrieval, sts
 from student.evaluation.task_spec import Embed, Kind, Score, Task, TaskError, TaskSpec
 from student.stages import FULL_HEAD
+from teacher_cache.format import is_folder_name
 
 if TYPE_CHECKING:
     from student.encoding import FloatArray
@@ -55,9 +56,12 @@ def named_by(kind: Kind, path: Path) -> Task:
     """A task of one file or folder, under its name, as it is without a tasks file.
 
     Raises:
-        TaskError: its files are at fault.
+        TaskError: its files are at fault, or its name can name no task.
     """
-    name = path.resolve().name.split(".")[0]
+    # A link's own name: what it leads to may be called by a digest.
+    name = (path if path.is_symlink() else path.resolve()).name.split(".")[0]
+    if not is_folder_name(name):
+        raise TaskError(f"{path}: its name can name no task; give it another in a tasks file")
     return load(TaskSpec(name=name, kind=kind, path=str(path)), Path())
 
 
@@ -104,9 +108,9 @@ def measure(
     A row has `task`, `kind`, `measure`, `vector`, `of` (whose vectors they are: "student" or a
     teacher's name), `score`, `standard_error`, `instruction`, and `asymmetric`: whether the
     student's queries were searched among the documents of a teacher, `documents_of`. `share` is the
-    score over that of this teacher, or of all of them, None where there is none.
+    score over that of this teacher, or of all of them, None where there is none above 0.
     """
-    return [row for task in tasks for row in _with_shares(_measured(task, student, teachers))]
+    return [row for task in tasks for row in with_shares(_measured(task, student, teachers))]
 
 
 def _measured(task: Task, student: Embed, teachers: TeacherVectors | None) -> list[dict[str, Any]]:
@@ -160,7 +164,8 @@ def _row(task: Task, score: Score, of: str) -> dict[str, Any]:
     }
 
 
-def _with_shares(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_shares(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of one task, as `measure` describes them, with the `share` of the student's."""
     of_teachers = {
         (row["of"], row["measure"]): row["score"] for row in rows if row["of"] != STUDENT
     }
@@ -168,6 +173,6 @@ def _with_shares(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     together = next((of for of, _ in of_teachers), None)
     for row in rows:
         whole = of_teachers.get((row["documents_of"] or together, row["measure"]))
-        if row["of"] == STUDENT and whole:
+        if row["of"] == STUDENT and whole is not None and whole > 0:
             row["share"] = row["score"] / whole
     return list(rows)

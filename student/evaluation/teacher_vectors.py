@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from student.evaluation.asymmetric import ALL, spaces
+from student.evaluation.asymmetric import ALL_TEACHERS, spaces
 from student.evaluation.task_spec import Embed, Task, TaskError
 from student.evaluation.tasks import source_of
 from student.stages import FULL_HEAD
@@ -57,7 +57,7 @@ class TeacherVectors:
         self._columns = {
             name: columns
             for name, columns in spaces(blocks).items()
-            if name in self._teachers or (name == ALL and whole)
+            if name in self._teachers or (name == ALL_TEACHERS and whole)
         }
         self._places = self._find(tasks, where)
 
@@ -87,7 +87,7 @@ class TeacherVectors:
 
     def prompt(self, name: str, source: str) -> str:
         """What stood before the texts of a source; '' for several teachers of different prompts."""
-        teachers = self._teachers if name == ALL else [name]
+        teachers = self._teachers if name == ALL_TEACHERS else [name]
         prompts = {
             block.prompts.get(source, block.prompts.get("default", ""))
             for reader in self._readers
@@ -96,7 +96,7 @@ class TeacherVectors:
         return prompts.pop() if len(prompts) == 1 else ""
 
     def _vectors(self, name: str, places: Sequence[_Place]) -> FloatArray:
-        teachers = self._teachers if name == ALL else [name]
+        teachers = self._teachers if name == ALL_TEACHERS else [name]
         columns = self._columns[name]
         found = np.empty((len(places), columns.stop - columns.start), np.float32)
         of_cache, rows = np.array(places).T

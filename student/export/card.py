@@ -55,10 +55,11 @@ def _card(
 ) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
-    datasets = [source["dataset"] for source in sources(past) if source.get("dataset")]
+    origins = [source.get("pairs") or source for source in sources(past)]
+    datasets = [each["dataset"] for each in origins if each.get("dataset")]
     facts = ModelCardData(
         pipeline_tag="sentence-similarity",
-        base_model=_hub_name(student.spec.init),
+        base_model=_hub_name(student.spec.init, record.get("init_path", "")),
         datasets=datasets or None,
         **_licence(record["blocks"]),
         **data,
@@ -76,9 +77,10 @@ def _licence(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"license": "other", "license_name": "undecided", "license_link": "README.md"}
 
 
-def _hub_name(name: str) -> str | None:
-    """A model's id on the hub; None for a folder or a package."""
-    local = name.startswith((PACKAGE_PREFIX, ".", "/", "~"))
+def _hub_name(name: str, found: str) -> str | None:
+    """A model's id on the hub; None for a folder or a package. `found` is where it lay: of a folder
+    that was named `models/body`, seen from a recipe, this ends alike."""
+    local = name.startswith((PACKAGE_PREFIX, ".", "/", "~")) or found.endswith(f"/{name}")
     return None if local or name.count("/") != 1 else name
 
 

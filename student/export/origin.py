@@ -19,11 +19,15 @@ def origin(student: Student, record: Mapping[str, Any], past: Past) -> list[str]
     """The parts of a card that tell it, in Markdown."""
     blocks = record["blocks"]
     vision = student.spec.vision
-    seen = f", its image side from `{vision.init or student.spec.init}`" if vision else ""
-    teachers = [(b["teacher"], b["repository"], str(b["width"]), b["licence"]) for b in blocks]
+    begun = _without_place(student.spec.init)
+    seen = f", its image side from `{_without_place(vision.init or begun)}`" if vision else ""
+    teachers = [
+        (b["teacher"], _without_place(b["repository"]), str(b["width"]), b["licence"])
+        for b in blocks
+    ]
     return [
         "## Where it is from",
-        f"It started from `{student.spec.init}`{seen} and was distilled, in stages up to "
+        f"It started from `{begun}`{seen} and was distilled, in stages up to "
         f"{record['number']},\nfrom a cache (`{record['cache']}`) of the vectors of:",
         table(("teacher", "repository", "width", "licence"), teachers),
         _licences(blocks),
@@ -79,9 +83,15 @@ def _texts(past: Past) -> str:
     )
 
 
+def _without_place(model: str) -> str:
+    """A model's name; of a folder its own, since where it lay on a disk is nobody's business."""
+    return PurePath(model).name if model.startswith(("/", "~", "./", "../")) else model
+
+
 def _from(source: Mapping[str, Any]) -> str:
+    if pairs := source.get("pairs"):
+        return f"captions of {_from(pairs)}"
     found = source.get("dataset") or source.get("generator")
-    # Of a file the name: where it lay on a disk is nobody's business.
     return str(found or PurePath(source["path"]).name)
 
 

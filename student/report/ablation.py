@@ -6,12 +6,14 @@ import json
 from collections.abc import Sequence
 from functools import partial
 
+from student.evaluation.asymmetric import ALL_TEACHERS
 from student.report import plots
 from student.report.figures import Key, Plot, Section, gallery
 from student.report.markup import Content, Html, joined, table, tag, words
 from student.report.palette import ink
-from student.report.records import ALL_TEACHERS, INIT, Arm, Statistic, Sweep
+from student.report.records import Arm, Statistic, Sweep
 from student.report.wording import file_name, head_title, ordered, title
+from student.spec import INIT
 
 _KEYS = (
     Key("mean ± one standard deviation", ink("series-1"), "solid", "h"),

@@ -13,17 +13,14 @@ from pydantic import ValidationError
 from student.metrics import METRICS_FILE
 from student.report.palette import SERIES
 from student.report.records import Curve, Evaluation, Facts, Recall, Report, Run, Stage, Sweep
-from student.run import EVALUATION_FILE, RECALL_FILE, RUN_FILE, read_record
+from student.run import EVALUATION_FILE, RECALL_FILE, RUN_FILE, read_record, reader_of
 from student.spec import StudentError
-from student.stages import first_problem
+from student.stages import LEAST_TEXTS, first_problem
 from student.sweep.results import RESULTS_FILE
 from teacher_cache.reader import CacheReader
 
 MOST_RUNS = len(SERIES)
 """As many as there are colours."""
-
-_LEAST = 3
-"""Held-out rows: fewer have no pairs to put in order."""
 
 Kind = TypeVar("Kind", bound=Facts)
 
@@ -32,8 +29,8 @@ def collect(folders: Sequence[Path]) -> Report:
     """Read runs and sweeps, in the order given.
 
     Raises:
-        StudentError: there are more than `MOST_RUNS`, a folder is neither, a run has no finished
-            stage, or a file is broken.
+        StudentError: there are more than `MOST_RUNS`, a folder stands twice, is not there or is
+            neither, a run has no finished stage, or a file is broken.
     """
     named = [folder for folder in folders if not is_sweep(folder)]
     if len(named) > MOST_RUNS:
@@ -41,6 +38,12 @@ def collect(folders: Sequence[Path]) -> Report:
             f"{len(named)} runs cannot be told apart on one page: give at most {MOST_RUNS}, or a "
             "sweep's folder"
         )
+    places = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise StudentError(f"{folder} stands twice among the runs; give each once")
+        if not place.is_dir():
+            raise StudentError(f"there is no folder {folder}; expected a run or a sweep")
     runs = [read_run(folder) for folder in named]
     sweeps = [read_sweep(folder) for folder in folders if is_sweep(folder)]
     return Report(runs=_told_apart(runs), sweeps=sweeps)
@@ -69,25 +72,20 @@ def read_run(folder: Path) -> Run:
         raise StudentError(
             f"{folder} holds {what}; train one with: jasper-train --stage 1 --out {folder}"
         )
-    name = folder.resolve().name
+    # A link's own name: a sweep's arm leads to a folder that is called by a digest.
+    name = folder.name if folder.is_symlink() else folder.resolve().name
     return Run(name=name, path=folder, stages=[s for s in stages if s.finished or s.curves])
 
 
-def reader_of(run: Run, cache: Path | None) -> CacheReader:
+def cache_to_look_at(run: Run, cache: Path | None) -> CacheReader:
     """The cache that a run was trained from, or the same one where `cache` says it lies now.
 
     Raises:
-        CacheError: it is not there, or not whole.
-        StudentError: it is another cache, or has no held-out rows to look at.
+        CacheError: it is not whole.
+        StudentError: it is not there, another one, or has no held-out rows to look at.
     """
-    record = run.last.record
-    reader = CacheReader(cache or str(record.get("cache_path")))
-    if reader.identity != record.get("cache"):
-        raise StudentError(
-            f"{run.path} was trained from the cache {record.get('cache')}, {reader.path} is "
-            f"{reader.identity}; give the one it was trained from as --cache"
-        )
-    if len(reader.held_out_rows) < _LEAST:
+    reader = reader_of(run.path, run.last.record, cache)
+    if len(reader.held_out_rows) < LEAST_TEXTS:
         raise StudentError(f"{reader.path} has no held-out rows: set corpus.held_out in its recipe")
     return reader
 
@@ -100,14 +98,11 @@ def read_stage(folder: Path) -> Stage:
     """
     finished = (folder / "model").is_dir() and (folder / RUN_FILE).is_file()
     again = f"jasper-student evaluate {folder}"
-    record = read_record(folder) if finished else {}
-    if not isinstance(record, dict):
-        raise StudentError(f"{folder / RUN_FILE} is no record of a stage; train it with --restart")
     return Stage(
         number=int(folder.name[6:]),
         folder=folder,
         finished=finished,
-        record=record,
+        record=read_record(folder) if finished else {},
         curves=read_curves(folder / METRICS_FILE),
         evaluation=_read(folder / EVALUATION_FILE, Evaluation, again),
         recall=_read(folder / RECALL_FILE, Recall, f"jasper-student recall {folder.parent}"),

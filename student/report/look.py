@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from student.encoding import FloatArray, encode
+from student.evaluation.asymmetric import ALL_TEACHERS
 from student.model import POOLED, create, load
 from student.report.neighbours import density, samples
-from student.report.records import ALL_TEACHERS, INIT, Density, Look, Run
-from student.spec import StudentSpec
+from student.report.records import Density, Look, Run
+from student.spec import INIT, StudentSpec
 from student.stages import FULL_HEAD
 from teacher_cache.reader import CacheReader
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from student.evaluation.asymmetric import ALL_TEACHERS
 from student.report.ablation import significant
 from student.report.markup import Content, Html, joined, table, tag, words
-from student.report.records import ALL_TEACHERS, INIT, POOLED, Evaluation, Report, Run, Sweep
+from student.report.records import Evaluation, Report, Run, Sweep
 from student.report.wording import duration, figure, head_title
+from student.spec import INIT, POOLED
 from student.stages import FULL_HEAD
 
 _LONGEST = 60

@@ -10,12 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-ALL_TEACHERS = "all teachers"
-INIT = "init"
-"""As a vector's name: the pooled state of the untrained student."""
-
-POOLED = "pooled"
-"""As a vector's name: the pooled state of the trained student."""
+from student.evaluation.asymmetric import ALL_TEACHERS
 
 Figures = dict[str, dict[str, dict[str, float | None]]]
 """By vector, by teacher, by measure."""

@@ -8,8 +8,9 @@ from functools import partial
 from student.report import plots
 from student.report.figures import Plot, Section, gallery
 from student.report.markup import Content, Html, joined, tag, words
-from student.report.records import INIT, Density, Look, Neighbour, Report, Sample
+from student.report.records import Density, Look, Neighbour, Report, Sample
 from student.report.wording import head_title
+from student.spec import INIT
 
 _TEXT = 220
 """Characters of a text that are shown."""

@@ -18,11 +18,13 @@ from typing import Any
 import xxhash
 from pydantic import ValidationError
 
+from student.evaluation.asymmetric import ALL_TEACHERS
 from student.run import FRESH, StageRun
 from student.spec import StudentSpec
 from student.stage_checks import check
 from student.stages import (
     FULL_HEAD,
+    LEAST_TEXTS,
     StageError,
     StageSpec,
     first_problem,
@@ -31,13 +33,16 @@ from student.stages import (
     width_of,
     with_weights,
 )
-from student.sweep.spec import Arm, Changes, Sweep, SweepError, stages_of_run
+from student.sweep.spec import (
+    ASYMMETRIC,
+    FIGURES,
+    Arm,
+    Changes,
+    Sweep,
+    SweepError,
+    stages_of_run,
+)
 from teacher_cache.reader import CacheReader
-
-ALL_TEACHERS = "all teachers"
-"""As evaluations name the target of all teachers together."""
-
-LEAST_HELD_OUT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +144,7 @@ def plan(sweep: Sweep, base: Base, source: Source, out: Path, *, precision: str 
         SweepError: an arm that changes what is not there or asks for a stage that cannot run, a
             cache without held-out rows, or something to measure that no arm has.
     """
-    if source.held_out < LEAST_HELD_OUT:
+    if source.held_out < LEAST_TEXTS:
         raise SweepError(
             "a sweep is measured on held-out rows, which the cache has not: set corpus.held_out in "
             "its recipe"
@@ -233,7 +238,8 @@ def _teachers(asked: Any, source: Source) -> tuple[str, ...]:
     known = tuple(source.widths)
     if asked is None:
         return known
-    if not isinstance(asked, list | tuple) or not asked or len(set(asked)) < len(asked):
+    listed = isinstance(asked, list | tuple) and all(isinstance(name, str) for name in asked)
+    if not listed or not asked or len(set(asked)) < len(asked):
         raise SweepError(f"teachers is a list of different names, found {asked!r}")
     for name in asked:
         _check_teacher(name, known)
@@ -271,6 +277,10 @@ def _check_measured(made: Plan) -> None:
     measure = made.sweep.measure
     for name in measure.teachers or ():
         _check_teacher(name, (*made.source.widths, ALL_TEACHERS))
+    known = (*FIGURES, *(ASYMMETRIC + name for name in FIGURES if name.startswith("recall")))
+    for name in measure.figures or ():
+        if name not in known:
+            raise SweepError(f"measure.figures names {name!r}; there is {', '.join(known)}")
     shown: set[str] = set()
     for arm in made.arms:
         of_arm = {head for key in made.ends[arm.name].values() for head in made.vectors(arm, key)}

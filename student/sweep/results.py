@@ -14,17 +14,15 @@ from typing import Any
 
 from student.durable import replace_text
 from student.run import EVALUATION_FILE
+from student.spec import INIT, POOLED
 from student.sweep.plan import Plan, PlannedStage
-from student.sweep.spec import Arm, SweepError
+from student.sweep.spec import ASYMMETRIC, Arm, SweepError
 from student.sweep.statistics import SIGNIFICANT, compare
 
 RESULTS_FILE = "results.json"
 CSV_FILE = "results.csv"
 
-ASYMMETRIC = "asymmetric "
-"""Before a measure's name: the student's vectors against the teacher's own."""
-
-_UNTOUCHED = ("init", "pooled")
+_UNTOUCHED = (INIT, POOLED)
 """Vectors that no head gives; the tables leave them out."""
 
 Cell = tuple[str, str, str]
@@ -37,9 +35,10 @@ def evaluation(planned: PlannedStage, vectors: Sequence[str]) -> dict[str, Any] 
         found: dict[str, Any] = json.loads((planned.run.folder / EVALUATION_FILE).read_text())
     except (OSError, ValueError):
         return None
-    known = found.get("retention", {})
-    same = found.get("cache") == planned.run.identity
-    return found if same and set(vectors) <= set(known) else None
+    known = found.get("retention") if isinstance(found, dict) else None
+    if not isinstance(known, dict) or found.get("cache") != planned.run.identity:
+        return None
+    return found if set(vectors) <= set(known) else None
 
 
 def results(plan: Plan, problems: Mapping[str, str]) -> dict[str, Any]:

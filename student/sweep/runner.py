@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,11 @@ def perform(job: Job, tell: Tell) -> None:
     def on_step(done: int, metrics: Metrics) -> None:
         tell(job.key, done, f"loss {metrics['loss']:.4f}" if metrics else "")
 
-    train(run, reader, job.init, settings=job.settings, on_step=on_step)
+    if run.model.is_dir():
+        # Not through `train`: where all was moved, the record still names the start's old place.
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # of a run that was killed at its end
+    else:
+        train(run, reader, job.init, settings=job.settings, on_step=on_step)
     if job.measured:
         tell(job.key, run.spec.steps, "measuring")
         _measure(job, reader)

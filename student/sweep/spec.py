@@ -24,6 +24,15 @@ Changes = dict[str, Any]
 _DEPTHS = {"run": 1, "teachers": 1, "weights": 2, "student": 2, "stages": 3}
 """What may be changed, and how many names lead to a field of it; a head's fields lie two deeper."""
 
+FIGURES = ("cosine", "spearman", "pair_order", "recall@1", "recall@10")
+"""What an evaluation has of a vector and a teacher; recall also of asymmetric use."""
+
+ASYMMETRIC = "asymmetric "
+"""Before a measure's name: the student's vectors against the teacher's own."""
+
+_LONGEST_NAME = 200
+"""Bytes of an arm's folder: file systems take 255."""
+
 Head = Annotated[str, Field(min_length=1)]
 
 
@@ -112,7 +121,8 @@ class Sweep(BaseModel):
         """The arms in the order of the table: those written one by one, then the grid's.
 
         Raises:
-            SweepError: two arms of one name, no arm, a change that leads nowhere.
+            SweepError: two arms of one name, a name too long for a folder, no arm, a change that
+                leads nowhere.
         """
         arms = [
             Arm(arm.name, flat(arm.change, f"arm {arm.name!r}"), arm.in_place_of)
@@ -123,6 +133,8 @@ class Sweep(BaseModel):
             raise SweepError("a sweep needs arms: give [[arms]] with a name each, or a [grid]")
         names: dict[str, str] = {}
         for arm in arms:
+            if len(arm.folder.encode()) > _LONGEST_NAME:
+                raise SweepError(f"arm {arm.name[:40]!r}…: its name is too long for a folder's")
             other = names.setdefault(arm.folder.lower(), arm.name)
             if other != arm.name or sum(each.name == arm.name for each in arms) > 1:
                 raise SweepError(f"two arms are named {other!r} and {arm.name!r}: give other names")
