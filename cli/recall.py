@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import phase, print_table, quiet_libraries
+from cli.console import default_device, phase, print_table, quiet_libraries
 
 
 def recall(
@@ -49,7 +49,7 @@ def recall(
     from student.model import load as load_student
 
     quiet_libraries()
-    student = load_student(folder / "model")
+    student = load_student(folder / "model").to(default_device())
     with phase("encoding held-out pairs", None) as advance:
         result = measure(student, pairs, pairs.held_out, record["trained_heads"], advance=advance)
     replace_text(folder / RECALL_FILE, json.dumps(result, indent=1) + "\n")

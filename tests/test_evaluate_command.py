@@ -67,7 +67,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_encoder: Path) -> Pat
 
 
 @pytest.fixture
-def evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def evaluate(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """The command, on a stage that was not evaluated yet."""
+    (folder / "run" / "stage-3" / "evaluation.json").unlink(missing_ok=True)
     ran = command_of(student_command.app, "jasper-student", monkeypatch, capsys)
     return lambda *arguments: ran("evaluate", *arguments)
 
@@ -95,6 +99,19 @@ def answer(ran: Ran) -> dict[str, Any]:
     assert ran.code == 0, ran.err
     found: dict[str, Any] = json.loads(ran.out)
     return found
+
+
+def test_tasks_that_were_measured_before_stay(folder: Path, evaluate: Command) -> None:
+    run, heads = folder / "run", ("--heads", "fc2", "--json")
+    first = answer(evaluate(run, "--tasks", folder / "tasks.toml", *heads))
+    plain = answer(evaluate(run, *heads))
+    assert plain["tasks"] == first["tasks"]
+    assert plain["instructions"] == first["instructions"]
+    again = answer(evaluate(run, "--classification", folder / "who", "--heads", "fc1", "--json"))
+    of_who = [row for row in again["tasks"] if row["task"] == "who"]
+    assert {row["vector"] for row in of_who} == {"init", "pooled", "fc1"}
+    others = [row for row in first["tasks"] if row["task"] != "who"]
+    assert again["tasks"] == [*others, *of_who]
 
 
 def test_held_out_rows_are_measured_for_heads_and_the_prefixes_as_wide(
