@@ -16,6 +16,7 @@ import dataclasses
 import os
 import platform
 import statistics
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -185,6 +186,8 @@ def main() -> None:
             f"Hardware: {os.cpu_count()} CPU cores ({platform.machine()}), "
             f"{torch.get_num_threads()} used. Python {platform.python_version()}, torch "
             f"{torch.__version__}.",
+            f"Command: `python benchmarks/vision.py {' '.join(sys.argv[1:])}`",
+            "",
             f"{len(pairs.train):,} pairs to train on, {len(pairs.held_out):,} held out with "
             f"{captions} captions; {options.steps} steps of {book.stage(4).batch_size}, rate "
             f"{book.stage(4).learning_rate:g} and {options.seeds} seeds (mean ± standard "
