@@ -27,8 +27,8 @@ def evaluate(
     heads: Annotated[
         str | None,
         typer.Option(
-            help="Heads, or first columns of them: fc1,fc1[:512] (default: all trained, and FC1 "
-            "cut to the widths of the reduced heads)."
+            help="Heads by name or width, or first columns of them: fc1,1024,fc1[:512] (default: "
+            "all trained, and FC1 cut to the widths of the reduced heads)."
         ),
     ] = None,
     tasks: Annotated[

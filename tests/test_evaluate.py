@@ -7,11 +7,11 @@ import pytest
 from small_caches import write_cache
 
 from student.encoding import encode
-from student.evaluation.heads import to_measure
+from student.evaluation.heads import asked, to_measure
 from student.evaluation.held_out import evaluate
 from student.evaluation.retention import nearest, pair_order, retention
 from student.model import create
-from student.spec import StudentSpec
+from student.spec import StudentError, StudentSpec
 from teacher_cache.reader import CacheReader
 
 SPEC = StudentSpec(init="-", reduced_heads={"fc2": 6}, max_tokens=24)
@@ -207,3 +207,10 @@ def test_heads_stand_beside_prefixes_of_their_width() -> None:
     widths = {"fc1": 20, "fc2": 6, "fc3": 20, "fc4": 6}
     assert to_measure(["fc1", "fc2", "fc1[:3]"], widths) == ["fc1", "fc2", "fc1[:3]", "fc1[:6]"]
     assert to_measure(["fc2"], widths) == ["fc2"]
+
+
+def test_vectors_are_asked_for_by_head_by_width_or_by_first_columns() -> None:
+    widths = {"fc1": 20, "fc2": 6, "fc3": 4}
+    assert asked("6, fc1[:5],pooled,fc2", ["fc1", "fc2"], widths) == ["fc2", "fc1[:5]"]
+    with pytest.raises(StudentError, match="no trained head is 4 wide"):
+        asked("4", ["fc1", "fc2"], widths)

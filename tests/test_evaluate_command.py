@@ -326,7 +326,7 @@ def test_without_the_model_that_a_run_began_with_all_else_is_measured(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--heads", "fc4"), "the run has not trained 'fc4'; it has fc1, fc2"),
+        (("--heads", "fc4"), "the run has not trained 'fc4'; it can give fc1, fc2, pooled"),
         (("--heads", "fc1[:20]"), "fc1[:20] is no part of fc1, which is 20 wide"),
         (("--heads", "fc1[5]"), "'fc1[5]' is no head"),
         (("--sts", "nowhere.csv"), "nowhere.csv: expected a file"),

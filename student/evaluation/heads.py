@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from student.spec import StudentError
-from student.stages import FULL_HEAD, head_of, width_of
+from student.spec import POOLED
+from student.stages import FULL_HEAD
+from student.trained import Heads
 
 
 def to_measure(trained: Sequence[str], widths: Mapping[str, int]) -> list[str]:
@@ -22,17 +23,15 @@ def to_measure(trained: Sequence[str], widths: Mapping[str, int]) -> list[str]:
 
 
 def asked(text: str, trained: Sequence[str], widths: Mapping[str, int]) -> list[str]:
-    """The heads that a comma-separated option names.
+    """The vectors that a comma-separated option names, as `Heads.choose` understands them.
+
+    `pooled` may be named; it is measured in any case, and so is not in the answer.
 
     Raises:
         StudentError: the run has not trained one.
         StageError: one is misspelt, or not as wide as asked.
     """
+    heads = Heads(widths, tuple(trained))
     entries = [entry.strip() for entry in text.split(",")]
-    for entry in entries:
-        if entry not in trained and head_of(entry)[0] not in trained:
-            raise StudentError(
-                f"--heads: the run has not trained {entry!r}; it has {', '.join(trained)}"
-            )
-        width_of(entry, widths)
-    return entries
+    names = [entry if entry in trained else heads.choose(entry) for entry in entries]
+    return [name for name in dict.fromkeys(names) if name != POOLED]
