@@ -120,8 +120,9 @@ def bar(what: str, total: int | None, unit: str = "texts") -> Iterator[Callable[
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("+"),
         TimeRemainingColumn(),
+        TextColumn("left"),
         TextColumn("{task.fields[note]}"),
     )
     began = time.monotonic()
@@ -198,7 +199,7 @@ def quiet_libraries() -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output: first column to the left, the others to the right.
+    """A table on standard output: figures to the right, words to the left, nothing cut off.
 
     Cells are shown as they are, brackets and all.
     """
@@ -208,7 +209,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
     table = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position == 0 else "right")
+        cells = [row[position] for row in rows]
+        figures = position > 0 and all(cell[:1] in "-+±<≤" or cell[0].isdigit() for cell in cells)
+        table.add_column(column, justify="right" if figures else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     console = Console()

@@ -58,6 +58,8 @@ def export(
         raise RecipeError(f"--dtype is {' or '.join(DTYPES)}, found {dtype!r}")
     if onnx and layout == "jasper":
         raise RecipeError("--onnx goes with --format sentence-transformers")
+    if dtype != "float32" and layout != "jasper":
+        raise RecipeError("--dtype goes with --format jasper; the other format is in float32")
     from student.durable import refuse_full
     from student.trained import find
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -97,7 +97,7 @@ def sweep(
     settings = Settings(precision=precision, save_every=save_every, cpu=cpu)  # type: ignore[arg-type]
     jobs = jobs_of(laid_out, reader, base, settings)
     if dry_run:
-        _print_plan(laid_out, jobs)
+        _print_plan(laid_out, jobs, as_json=as_json)
         return
     link_arms(laid_out)
     problems: dict[str, str] = {}
@@ -131,7 +131,11 @@ def _engine(
         yield OnRay(ray, gpus, workers)
 
 
-def _print_plan(plan: Plan, jobs: list[Job]) -> None:
+def _print_plan(plan: Plan, jobs: list[Job], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(_plan_as_data(plan, jobs), indent=1))
+        return
+
     def steps(keys: Iterable[str]) -> str:
         return f"{sum(plan.stages[key].run.spec.steps for key in keys):,} steps"
 
@@ -154,11 +158,30 @@ def _print_plan(plan: Plan, jobs: list[Job]) -> None:
     print_table(plan.sweep.question, columns, rows)
     asked = [key for arm in plan.arms for key in plan.chains(arm.name)]
     typer.echo(
-        f"{len(plan.arms)} arms × {len(plan.sweep.seeds)} seeds ask for {len(asked):,} stage runs "
-        f"({steps(asked)}); with what is shared done once these are {len(plan.stages):,} "
-        f"({steps(plan.stages)}), of which {len(jobs):,} are to be done "
+        f"{len(plan.arms)} arms × {len(plan.sweep.seeds)} seeds: {len(asked):,} stage runs "
+        f"({steps(asked)}), of which {len(plan.stages):,} differ ({steps(plan.stages)}); "
+        f"{len(plan.stages) - len(jobs):,} are done, {len(jobs):,} to do "
         f"({steps(job.key for job in jobs)})"
     )
+
+
+def _plan_as_data(plan: Plan, jobs: list[Job]) -> dict[str, Any]:
+    to_do = {job.key for job in jobs}
+    return {
+        "arms": {
+            arm.name: {"changes": dict(arm.changes), "stages": plan.chains(arm.name)}
+            for arm in plan.arms
+        },
+        "stages": {
+            key: {
+                "stage": planned.run.stage,
+                "seed": planned.run.seed,
+                "steps": planned.run.spec.steps,
+                "to do": key in to_do,
+            }
+            for key, planned in plan.stages.items()
+        },
+    }
 
 
 def _finish(plan: Plan, problems: dict[str, str], *, as_json: bool) -> None:

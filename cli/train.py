@@ -108,7 +108,7 @@ def train(
     """
     from cli.recipe import RecipeError, load
     from cli.seeing import seeing_of
-    from student.run import StageRun, cache_of
+    from student.run import StageRun, cache_of, finished
     from student.stage_checks import check
     from student.stages import with_weights
     from teacher_cache.ranks import Rank
@@ -159,6 +159,9 @@ def train(
 
     init, _ = locate(book.student.init, book.student.revision, what="the student's init", base=base)
     if dry_run:
+        if finished(stage_run):
+            typer.echo(f"{stage_run.model}: done before; --restart would train it anew")
+            return
         _print_plan(stage_run, reader, init, seeing)
         return
     if restart:

@@ -71,7 +71,7 @@ class Embedder:
         """Whether the student has an image side."""
         return self._student.vision is not None
 
-    def width(self, head: str = FULL_HEAD) -> int:
+    def width(self, head: str | int = FULL_HEAD) -> int:
         """How wide the vectors of a head are.
 
         Raises:
@@ -84,7 +84,7 @@ class Embedder:
         self,
         texts: Sequence[str],
         *,
-        head: str = FULL_HEAD,
+        head: str | int = FULL_HEAD,
         normalize: bool = True,
         batch_size: int = ENCODE_BATCH,
         prompt: str | None = None,
@@ -123,7 +123,7 @@ class Embedder:
         self,
         images: Sequence[Path | str | bytes | Image],
         *,
-        head: str = FULL_HEAD,
+        head: str | int = FULL_HEAD,
         normalize: bool = True,
         batch_size: int = ENCODE_BATCH,
         advance: Callable[[int], None] = lambda _: None,

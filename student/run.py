@@ -92,7 +92,10 @@ def last_stage(path: Path) -> Path:
         if folder.name.removeprefix("stage-").isdecimal() and (folder / "model").is_dir()
     ]
     if not done:
-        raise StudentError(f"{path} holds no finished stage; train one with jasper-train --stage 1")
+        raise StudentError(
+            f"{path} holds no finished stage: expected the --out of jasper-train, or stage-N in it "
+            "after its training has ended"
+        )
     return max(done, key=lambda folder: int(folder.name.removeprefix("stage-")))
 
 
@@ -136,6 +139,8 @@ def cache_of(out: Path, stage: int, init_from: str | None) -> Path:
     Raises:
         StudentError: there is no such stage, or its cache is not where it was.
     """
+    if init_from == FRESH or (init_from is None and stage == 1):
+        raise StudentError("nothing comes before this stage: give the cache as --cache")
     before = stage_folder(out, stage - 1) if init_from is None else Path(init_from)
     if not (before / RUN_FILE).is_file():
         raise StudentError(

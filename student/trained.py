@@ -20,7 +20,7 @@ class Heads:
     widths: Mapping[str, int]
     trained: tuple[str, ...]
 
-    def choose(self, asked: str) -> str:
+    def choose(self, asked: str | int) -> str:
         """The vector that is asked for, by its name.
 
         `asked` is a head (`fc2`), the only head of a width (`1024`), the first columns of one
@@ -30,6 +30,7 @@ class Heads:
             StudentError: no such head, an untrained one, or none or several of that width.
             StageError: it is spelled otherwise, or more columns than the head has.
         """
+        asked = str(asked)
         if asked == POOLED:
             return asked
         if asked.isdecimal():

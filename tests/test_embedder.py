@@ -108,6 +108,7 @@ def test_a_model_without_its_run_gives_all_its_heads(run: Path, tmp_path: Path) 
 def test_no_text_gives_no_row(embedder: Embedder) -> None:
     assert embedder.encode([], head="fc2").shape == (0, 6)
     assert embedder.encode([], head="pooled").shape == (0, 32)
+    assert embedder.encode([], head=6).shape == (0, 6)
     assert embedder.encode_images([]).shape == (0, 10)
 
 

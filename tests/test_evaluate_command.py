@@ -101,17 +101,18 @@ def answer(ran: Ran) -> dict[str, Any]:
     return found
 
 
-def test_tasks_that_were_measured_before_stay(folder: Path, evaluate: Command) -> None:
-    run, heads = folder / "run", ("--heads", "fc2", "--json")
-    first = answer(evaluate(run, "--tasks", folder / "tasks.toml", *heads))
-    plain = answer(evaluate(run, *heads))
-    assert plain["tasks"] == first["tasks"]
-    assert plain["instructions"] == first["instructions"]
+def test_what_was_measured_before_stays_in_the_file(folder: Path, evaluate: Command) -> None:
+    run, file = folder / "run", folder / "run" / "stage-3" / "evaluation.json"
+    first = answer(evaluate(run, "--tasks", folder / "tasks.toml", "--heads", "fc2", "--json"))
     again = answer(evaluate(run, "--classification", folder / "who", "--heads", "fc1", "--json"))
-    of_who = [row for row in again["tasks"] if row["task"] == "who"]
-    assert {row["vector"] for row in of_who} == {"init", "pooled", "fc1"}
+    assert {row["vector"] for row in again["tasks"]} == {"init", "pooled", "fc1"}
     others = [row for row in first["tasks"] if row["task"] != "who"]
-    assert again["tasks"] == [*others, *of_who]
+    whole = json.loads(file.read_text())
+    assert whole["tasks"] == [*others, *again["tasks"]]
+    assert whole["instructions"] == first["instructions"]
+    for part in ("widths", "retention", "asymmetric"):
+        assert whole[part] == {**first[part], **again[part]}
+    assert list(again["retention"]) == ["init", "pooled", "fc1"]
 
 
 def test_held_out_rows_are_measured_for_heads_and_the_prefixes_as_wide(

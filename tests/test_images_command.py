@@ -126,6 +126,8 @@ def test_recall_and_export_of_a_run_without_images_are_one_line(
     out = folder / "none"
     assert call(student_command.main, "export", text, out, "--format", "jasper") == 2
     assert "the student has none; train stage 4" in capsys.readouterr().err
+    assert call(student_command.main, "export", text, out, "--dtype", "bfloat16") == 2
+    assert "--dtype goes with --format jasper" in capsys.readouterr().err
     assert call(student_command.main, "export", text, out, "--format", "onnx") == 2
     assert "--format is sentence-transformers or jasper" in capsys.readouterr().err
     assert not out.exists()

@@ -333,9 +333,10 @@ def test_an_arm_that_fails_is_named_and_the_others_go_on(sweeps: Sweeps, tmp_pat
 def test_dry_run_counts_what_is_shared_and_writes_nothing(sweeps: Sweeps, tmp_path: Path) -> None:
     ran = sweeps(tmp_path / "out", "--dry-run")
     assert ran.code == 0, ran.err
-    assert "3 arms × 2 seeds ask for 10 stage runs (30 steps)" in ran.out
-    assert "these are 8 (24 steps), of which 8 are to be done (24 steps)" in ran.out
+    assert "10 stage runs (30 steps), of which 8 differ (24 steps); 0 are done, 8" in ran.out
     assert "stages.2.learning_rate = 0.0001" in ran.out
+    plan = json.loads(sweeps(tmp_path / "out", "--dry-run", "--json").out)
+    assert sum(stage["steps"] for stage in plan["stages"].values() if stage["to do"]) == 24
     assert not (tmp_path / "out").exists()
 
 

@@ -148,10 +148,14 @@ def test_a_stage_takes_its_cache_from_the_one_it_starts_from(
 ) -> None:
     asked = ("--recipe", folder / "recipe.toml", "--cpu")
     out = folder / "two stages"
-    nothing = call(train_command.main, "--stage", 1, "--out", out, *asked)
-    assert nothing == 2
-    assert "no --cache, and" in capsys.readouterr().err
+    for stage, message in ((1, "nothing comes before this stage"), (2, "no --cache, and")):
+        assert call(train_command.main, "--stage", stage, "--out", out, *asked) == 2
+        assert message in capsys.readouterr().err
     assert train(folder, out=out.name) == 0
+    assert train(folder, "--dry-run", out=out.name) == 0
+    assert "done before" in capsys.readouterr().out
+    assert train(folder, "--dry-run", "--steps", 5, out=out.name) == 2
+    assert "steps was 4, is now 5" in capsys.readouterr().err
     assert call(train_command.main, "--stage", 2, "--out", out, "--dry-run", *asked) == 0
     other = folder / "other"
     start = ("--init-from", out / "stage-1")

@@ -45,10 +45,10 @@ class Asked:
 def evaluate(asked: Asked, *, device: str, phase: Phase) -> dict[str, Any]:
     """Measure all of it; the same as plain data is in `evaluation.json`, whole or not at all.
 
-    Parts that cannot be measured are not in it: without held-out rows there are no `rows`,
-    `widths`, `retention` and `asymmetric`. Tasks that an earlier evaluation of the stage measured
-    and this one was not asked for stay in `tasks` and `instructions`. Where the model that the run
-    began with is gone, nothing is told of `init`.
+    Parts that were not asked for, or cannot be measured, are not in the answer: without held-out
+    rows there are no `rows`, `widths`, `retention` and `asymmetric`, without tasks no `tasks` and
+    `instructions`. In the file what an earlier evaluation of the stage measured beside it stays.
+    Where the model that the run began with is gone, nothing is told of `init`.
     """
     record, reader = asked.record, asked.reader
     student = load(asked.folder / "model").to(device)
@@ -76,25 +76,30 @@ def evaluate(asked: Asked, *, device: str, phase: Phase) -> dict[str, Any]:
         with phase("encoding MTEB's texts", None) as advance:
             found = mteb_model.measure(asked.mteb, student, asked.mteb_heads, advance)
         result["tasks"] = [*result.get("tasks", []), *found]
-    result |= _with_earlier(asked.folder / EVALUATION_FILE, result)
-    replace_text(asked.folder / EVALUATION_FILE, json.dumps(result, indent=1) + "\n")
+    whole = json.dumps(_with_earlier(asked.folder / EVALUATION_FILE, result), indent=1)
+    replace_text(asked.folder / EVALUATION_FILE, whole + "\n")
     return result
 
 
 def _with_earlier(path: Path, result: dict[str, Any]) -> dict[str, Any]:
-    """The parts on tasks, with the rows of those that only an earlier evaluation measured."""
+    """What is written: the result, and the vectors and tasks that only an earlier one measured."""
     try:
         earlier = json.loads(path.read_text())
     except (OSError, ValueError):
-        earlier = {}
-    known = {row["task"] for row in result.get("tasks", [])}
-    parts = {}
+        earlier = None
+    if not isinstance(earlier, dict) or earlier.get("cache") != result["cache"]:
+        return result
+    whole = {**earlier, **result}
+    for part in ("widths", "retention", "asymmetric"):
+        if part in earlier and part in result:
+            kept = {name: of for name, of in earlier[part].items() if name not in result[part]}
+            whole[part] = {**result[part], **kept}
+    measured = {row["task"] for row in result.get("tasks", [])}
     for part in ("tasks", "instructions"):
-        kept = earlier.get(part, []) if isinstance(earlier, dict) else []
-        rows = [row for row in kept if row["task"] not in known] + result.get(part, [])
-        if rows:
-            parts[part] = rows
-    return parts
+        if part in whole:
+            others = [row for row in earlier.get(part, []) if row["task"] not in measured]
+            whole[part] = [*others, *result.get(part, [])]
+    return whole
 
 
 def _untrained(student: Student, record: dict[str, Any], device: str) -> Student | None:
