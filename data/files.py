@@ -99,7 +99,7 @@ def missing(column: str, found: Sequence[object]) -> ShapeError:
     names = ", ".join(repr(name) for name in found[:20]) or "none"
     more = f" and {len(found) - 20} more" if len(found) > 20 else ""
     return ShapeError(
-        f"expected a column {column!r}, found the columns {names}{more}; name one in fields"
+        f"expected a column {column!r}, found the columns {names}{more}; name one of these"
     )
 
 
