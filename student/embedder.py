@@ -71,6 +71,11 @@ class Embedder:
         """Whether the student has an image side."""
         return self._student.vision is not None
 
+    def __repr__(self) -> str:
+        heads = ", ".join(f"{head} {width}" for head, width in self.heads.items())
+        reads = "texts and images" if self.reads_images else "texts"
+        return f"Embedder({heads} wide; {reads} of at most {self.max_tokens} tokens)"
+
     def width(self, head: str | int = FULL_HEAD) -> int:
         """How wide the vectors of a head are.
 

@@ -105,6 +105,11 @@ def test_a_model_without_its_run_gives_all_its_heads(run: Path, tmp_path: Path) 
     assert load(tmp_path / "moved").heads == {"fc1": 10, "fc2": 6, "fc3": 4}
 
 
+def test_it_says_what_it_gives(embedder: Embedder) -> None:
+    assert "fc2 6" in repr(embedder)
+    assert "texts of at most" in repr(embedder)
+
+
 def test_no_text_gives_no_row(embedder: Embedder) -> None:
     assert embedder.encode([], head="fc2").shape == (0, 6)
     assert embedder.encode([], head="pooled").shape == (0, 32)
