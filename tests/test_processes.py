@@ -63,6 +63,7 @@ def launch(processes: int, *arguments: str, engine: str | None = None) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns_from_the_whole_batch(
     small_encoder: Path, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from teacher_cache.format import CacheError
 from teacher_cache.ray_engine import Cluster
 
 
+@pytest.mark.slow
 def test_build_whose_actors_are_killed_is_the_build_of_one_process(tmp_path: Path) -> None:
     script = Path(__file__).with_name("ray_building.py")
     result = subprocess.run(
