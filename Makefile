@@ -1,7 +1,7 @@
 # The only set-up there is: every target makes the environment it needs.
 #
 #   make demo       the whole path on real text: cache → three stages → table → exported model
-#   make test       the tests (under five minutes on two cores); make test-all adds the slow ones
+#   make test       the tests (five and a half minutes on two cores); make test-all adds the slow ones
 #   make lint       ruff and mypy
 #   make bench      the benchmarks, side by side with what they are compared to
 #
