@@ -17,13 +17,12 @@ from student.encoding import unit
 from student.engine import Engine
 from student.evaluation.retention import order_agreement
 from student.gather import gather
-from student.stages import FULL_HEAD, StageError, StageSpec
+from student.stages import FULL_HEAD, LEAST_TEXTS, StageError, StageSpec
 from student.step import TEACHERS, targets_of, total_loss, weighed
 from teacher_cache.format import Block
 
 SCORE = "probe.score"
 _BATCH = 64
-_LEAST = 3
 
 
 class Probe:
@@ -38,7 +37,7 @@ class Probe:
 
     def __init__(self, samples: Samples, spec: StageSpec, blocks: Sequence[Block]) -> None:
         held_out = samples.held_out
-        self.every = spec.probe_every if len(held_out) >= _LEAST else 0
+        self.every = spec.probe_every if len(held_out) >= LEAST_TEXTS else 0
         if not self.every and spec.keep == "best":
             raise StageError(
                 f"keep = 'best' asks for looks at held-out rows; probe_every is {spec.probe_every} "

@@ -63,7 +63,7 @@ def choose(encoder: object, teacher: Teacher) -> None:
         return
     try:
         better = compare(encoder).packed_is_better
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         # This build of torch lacks the kernel after all: what is sure to run stays.
         better = False
     encoder.packed = better

@@ -130,6 +130,15 @@ Collate = Callable[[Sequence[IntArray], IntArray], Batch]
 """(token ids of each text, first pooled position of each) → a batch of them."""
 
 
+def laid_out(
+    rows: Sequence[IntArray], pooled_from: IntArray, *, packed: bool, pad_id: int
+) -> Batch:
+    """Texts in the layout that is asked for; `pad_id` fills the rows of padded ones."""
+    if packed:
+        return Packed.of(rows, pooled_from)
+    return Padded.of(rows, pooled_from, pad_id=pad_id)
+
+
 def attend_packed(
     module: torch.nn.Module,
     query_1ATD: torch.Tensor,

@@ -33,7 +33,7 @@ from teacher_cache.encoders.checkpoint import (
     read_tensors,
 )
 from teacher_cache.encoders.latent_attention import LatentAttention, LatentSizes
-from teacher_cache.encoders.layout import Batch, Packed, Padded
+from teacher_cache.encoders.layout import Batch, laid_out
 from teacher_cache.encoders.protocol import Encoded, FloatArray, IntArray
 from teacher_cache.encoders.tokens import TOKENIZER_FILE, EosWrittenTokenizer, check_vocabulary
 from teacher_cache.teachers import Teacher, TeacherError
@@ -138,9 +138,7 @@ class NvEmbedEncoder:
         return self.latent_attention(batch.states(self.body))[0].float().cpu().numpy()
 
     def _collate(self, rows: Sequence[IntArray], pooled_from: IntArray) -> Batch:
-        if self.packed:
-            return Packed.of(rows, pooled_from)
-        return Padded.of(rows, pooled_from, pad_id=self.tokenizer.eos_id)
+        return laid_out(rows, pooled_from, packed=self.packed, pad_id=self.tokenizer.eos_id)
 
 
 @dataclass(frozen=True, slots=True)

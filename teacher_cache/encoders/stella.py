@@ -34,7 +34,7 @@ from teacher_cache.encoders.checkpoint import (
     read_json,
     read_tensors,
 )
-from teacher_cache.encoders.layout import Batch, Packed, Padded
+from teacher_cache.encoders.layout import Batch, laid_out
 from teacher_cache.encoders.protocol import Encoded, FloatArray, IntArray
 from teacher_cache.encoders.tokens import (
     CONFIG_FILE,
@@ -153,9 +153,7 @@ class StellaEncoder:
         return batch.states(self.body)[0].float().cpu().numpy()
 
     def _collate(self, rows: Sequence[IntArray], pooled_from: IntArray) -> Batch:
-        if self.packed:
-            return Packed.of(rows, pooled_from)
-        return Padded.of(rows, pooled_from, pad_id=self.tokenizer.pad_id)
+        return laid_out(rows, pooled_from, packed=self.packed, pad_id=self.tokenizer.pad_id)
 
 
 @dataclass(frozen=True, slots=True)
