@@ -5,7 +5,6 @@ Each part is validated by the module it configures; this one only puts them toge
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from data.corpus import CorpusSpec, SourceSpec
 from data.pairs_spec import PairsSpec
 from student.spec import StudentSpec, VisionSpec
-from student.stages import LossWeights, StageSpec, stage
+from student.stages import LossWeights, StageSpec, did_you_mean, stage
 from teacher_cache.teachers import TeacherSpec
 
 
@@ -89,5 +88,4 @@ def _hint(key: str) -> str:
         VisionSpec,
     )  # fmt: skip
     known = {name for model in models for name in model.model_fields}
-    near = difflib.get_close_matches(key, sorted(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return did_you_mean(key, sorted(known))

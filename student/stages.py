@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -234,9 +234,7 @@ def stage(number: int, changes: Mapping[str, Any] | None = None) -> StageSpec:
     values = STAGES[number].model_dump()
     for name, value in (changes or {}).items():
         if name not in values:
-            near = difflib.get_close_matches(name, values, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise StageError(f"stage {number} has no field {name!r}{hint}")
+            raise StageError(f"stage {number} has no field {name!r}{did_you_mean(name, values)}")
         if name == "heads" and isinstance(value, Mapping):
             values[name] = _merged(values[name], value)
         else:
@@ -312,6 +310,12 @@ def width_of(entry: str, head_widths: Mapping[str, int]) -> int:
     if columns is not None and columns >= head_widths[head]:
         raise StageError(f"{entry} is no part of {head}, which is {head_widths[head]} wide")
     return columns or head_widths[head]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a refusal of an unknown name: the nearest known one, nothing if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def first_problem(error: ValidationError) -> str:

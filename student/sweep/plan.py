@@ -7,7 +7,6 @@ found again by its key, whatever the sweep file has become since.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -27,6 +26,7 @@ from student.stages import (
     LEAST_TEXTS,
     StageError,
     StageSpec,
+    did_you_mean,
     first_problem,
     head_of,
     stage,
@@ -224,9 +224,7 @@ def _student(base: StudentSpec, changes: Changes) -> StudentSpec:
         group, _, name = path.partition(".")
         if group == "student":
             if name not in values:
-                near = difflib.get_close_matches(name, values, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise SweepError(f"a student has no field {name!r}{hint}")
+                raise SweepError(f"a student has no field {name!r}{did_you_mean(name, values)}")
             values[name] = value
     try:
         return StudentSpec.model_validate(values).text_side
@@ -248,8 +246,7 @@ def _teachers(asked: Any, source: Source) -> tuple[str, ...]:
 
 def _check_teacher(name: Any, known: Sequence[str]) -> None:
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(str(name), known)
         raise SweepError(f"the cache has no teacher {name!r}; it has {', '.join(known)}{hint}")
 
 

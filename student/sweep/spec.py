@@ -7,7 +7,6 @@ changes is a flat table, from such a path to its value.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from student.stages import did_you_mean
 
 Changes = dict[str, Any]
 """Dotted path → value."""
@@ -215,9 +216,8 @@ def _unknown(name: str) -> str:
         return "seeds are not changed by an arm: give seeds = [0, 1, 2] at the top"
     if name.partition(".")[0] in _DEPTHS:
         return f"write {name} without quotes: a dotted path is a path in TOML too"
-    near = difflib.get_close_matches(name, _DEPTHS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"there is no {name!r} to change; there is {', '.join(_DEPTHS)}{hint}"
+    there = ", ".join(_DEPTHS)
+    return f"there is no {name!r} to change; there is {there}{did_you_mean(name, _DEPTHS)}"
 
 
 def _grid(tree: Mapping[str, Any]) -> list[Arm]:
@@ -263,8 +263,7 @@ def _in_words(error: ValidationError) -> str:
     where = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         known = {name for model in (Sweep, ArmSpec, Measure) for name in model.model_fields}
-        near = difflib.get_close_matches(str(problem["loc"][-1]), sorted(known), n=1)
-        return f"unknown key {where}{f'; did you mean {near[0]!r}?' if near else ''}"
+        return f"unknown key {where}{did_you_mean(str(problem['loc'][-1]), sorted(known))}"
     if problem["type"] == "missing":
         return f"{where} is missing"
     return f"{where}: {problem['msg']}, found {problem['input']!r}"
