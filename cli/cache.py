@@ -13,6 +13,7 @@ from cli.golden import golden
 from cli.inspect import inspect
 from cli.join import FormatOption, join, merge
 from cli.names import pick
+from cli.options import RayAddressOption
 from cli.repair import repair
 from cli.search import search
 
@@ -64,10 +65,7 @@ def build(
     engine: Annotated[
         str, typer.Option(help="local (this process, or every rank of a launcher) or ray.")
     ] = "local",
-    ray_address: Annotated[
-        str | None,
-        typer.Option(help="Running Ray cluster, or `auto`; without it Ray starts on this machine."),
-    ] = None,
+    ray_address: RayAddressOption = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Most Ray workers (default: one per GPU, or core).")
     ] = None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.console import print_error, print_table, quiet_libraries
+from cli.options import PrecisionOption, RayAddressOption, check_precision
 
 if TYPE_CHECKING:
     from student.sweep.plan import Plan
@@ -35,10 +36,7 @@ def sweep(
     engine: Annotated[
         str, typer.Option(help="local (one stage after the other here) or ray: arms in parallel.")
     ] = "local",
-    ray_address: Annotated[
-        str | None,
-        typer.Option(help="Running Ray cluster, or `auto`; without it Ray starts on this machine."),
-    ] = None,
+    ray_address: RayAddressOption = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Most stages at a time on Ray (default: by room).")
     ] = None,
@@ -46,9 +44,7 @@ def sweep(
         float | None,
         typer.Option(min=0, max=1, help="GPUs of a stage on Ray: 0.5 for two on one, 0 for none."),
     ] = None,
-    precision: Annotated[
-        str, typer.Option(help="auto (bf16 on GPUs that have it), fp32 or bf16.")
-    ] = "auto",
+    precision: PrecisionOption = "auto",
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
     dry_run: Annotated[
@@ -71,8 +67,7 @@ def sweep(
     from teacher_cache.ranks import Rank
     from teacher_cache.reader import CacheReader
 
-    if precision not in ("auto", "fp32", "bf16"):
-        raise RecipeError(f"--precision is auto, fp32 or bf16, found {precision!r}")
+    check_precision(precision)
     if engine not in ("local", "ray"):
         raise RecipeError(f"--engine is local or ray, found {engine!r}")
     if engine == "local" and (ray_address, workers, gpus) != (None, None, None):

@@ -15,6 +15,7 @@ import typer
 
 from cli.console import bar, is_first_process, note, phase, print_table, quiet_libraries, run, size
 from cli.names import pick
+from cli.options import PrecisionOption, check_precision
 
 app = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False)
 
@@ -60,9 +61,7 @@ def train(
         str | None,
         typer.Option(help="Start from RUN/stage-N, or `fresh`; else from the stage before."),
     ] = None,
-    precision: Annotated[
-        str, typer.Option(help="auto (bf16 on GPUs that have it), fp32 or bf16.")
-    ] = "auto",
+    precision: PrecisionOption = "auto",
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
     pooled: Annotated[
         str,
@@ -114,8 +113,7 @@ def train(
     from teacher_cache.ranks import Rank
     from teacher_cache.reader import CacheReader
 
-    if precision not in ("auto", "fp32", "bf16"):
-        raise RecipeError(f"--precision is auto, fp32 or bf16, found {precision!r}")
+    check_precision(precision)
     if pooled not in ("auto", "require", "off"):
         raise RecipeError(f"--pooled is auto, require or off, found {pooled!r}")
     book, base = load(recipe)
