@@ -84,20 +84,12 @@ def cached(reader: CacheReader, inputs: Inputs, teachers: Sequence[str] | None =
 
 
 def texts_of(reader: CacheReader, student: Student, micro_batch: int | None = None) -> Inputs:
-    """Rows as their texts, tokenised.
-
-    Texts of like length are padded together: `micro_batch` of them, or a quarter of all.
-    """
+    """Rows as their texts, tokenised; like lengths, or `micro_batch` of them, padded together."""
 
     def inputs(rows: Rows) -> TextBatch:
-        return student.batch(reader.texts(rows), chunks_of(len(rows), micro_batch))
+        return student.batch(reader.texts(rows), micro_batch=micro_batch)
 
     return inputs
-
-
-def chunks_of(rows: int, micro_batch: int | None) -> int:
-    """Into how many chunks so many rows are cut."""
-    return max(1, rows // micro_batch if micro_batch else 4)
 
 
 def states_of(reader: CacheReader) -> Inputs:

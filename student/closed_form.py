@@ -132,12 +132,18 @@ def start_heads(
     """Set the named heads to their closed form, from so many rows of the training order.
 
     FC1 is solved for the target, weighed as in training; for "copy" the block of the teacher whose
-    own head lies in `init` is that head. A reduced head follows from FC1 as it then is. One pass
-    of the body over the rows, which `advance` is told of; none with the cache's `kept_states`.
+    own head lies in `init` is that head; for "identity" there is nothing to solve. A reduced head
+    follows from FC1 as it then is. One pass of the body over the rows, which `advance` is told of;
+    none with the cache's `kept_states`.
 
     Raises:
         StageError: a head that is to be copied does not give its teacher's vectors.
     """
+    if ways.get(FULL_HEAD) == "identity":
+        _set(student, FULL_HEAD, np.eye(student.hidden, student.hidden + 1))
+        ways = {name: way for name, way in ways.items() if name != FULL_HEAD}
+        if not ways:
+            return
     blocks = reader.blocks(teachers)
     chosen = Order(len(reader.train_rows), min(rows, len(reader.train_rows)), seed).rows_of(0)
     solve = FULL_HEAD in ways

@@ -23,6 +23,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from student.attention import attend_in_fp32
 from student.body import Unloaded, body_layers
 from student.checkpoint import OptimizerState
 from student.launcher import Name, asked_for, started
@@ -108,6 +109,8 @@ class Engine:
     ) -> None:
         """Hand the student, already with its weights, to the engine, and make the optimizer."""
         student.to(self.accelerator.device)
+        if self.bf16 and self.accelerator.device.type == "cpu":
+            attend_in_fp32(student.text)
         if self.name == "FSDP2":
             _shard(student, trained, self.accelerator.device)
         parameters = dict(student.named_parameters())

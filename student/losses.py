@@ -73,16 +73,21 @@ def cosine_loss(student_BD: Tensor, teacher_BT: Tensor | TeacherBatch) -> Tensor
     return _cosine(_unit_rows(student_BD), teacher)
 
 
-def similarity_loss(student_BD: Tensor, teacher_BT: Tensor | TeacherBatch) -> Tensor:
+def similarity_loss(
+    student_BD: Tensor, teacher_BT: Tensor | TeacherBatch, focus: float | None = None
+) -> Tensor:
     """Mean squared difference of the cosines of every two texts: MSE(S Sᵀ, T Tᵀ) (Eq. 2).
 
-    The mean is over all B x B entries, with the diagonal, which is 0. Widths may differ.
+    The mean is over all B x B entries, with the diagonal, which is 0. With a `focus` (not in the
+    paper), over two different texts each, weighted by exp(t_x·t_y / focus): most pairs of a batch
+    have nothing to do with each other, and the few that have decide what is found first. Widths may
+    differ.
 
     Raises ValueError where the batches differ or hold fewer than two texts, which have no pair.
     """
     teacher = _checked(student_BD, teacher_BT)
     _check_texts("similarity", teacher, least=2)
-    return _similarity(_similarities(_unit_rows(student_BD)), teacher)
+    return _similarity(_similarities(_unit_rows(student_BD)), teacher, focus)
 
 
 def relative_similarity_loss(
@@ -135,6 +140,7 @@ def combined_loss(
     ties: Ties = "exclude",
     contrastive: float = 0.0,
     temperature: float = 0.05,
+    focus: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the three losses of one head (Eq. 4), and its parts.
 
@@ -162,7 +168,7 @@ def combined_loss(
         _check_texts("relative" if relative else "similarity", teacher, least=3 if relative else 2)
         similarity_BB = _similarities(unit_BD)
         if similarity:
-            parts["similarity"] = _similarity(similarity_BB, teacher)
+            parts["similarity"] = _similarity(similarity_BB, teacher, focus)
         if relative:
             parts["relative"] = _relative(similarity_BB, teacher, margin, ties)
     if contrastive:
@@ -190,8 +196,13 @@ def _contrastive(unit_BD: Tensor, teacher: TeacherBatch, temperature: float) -> 
     return (F.cross_entropy(scores_BB, own_B) + F.cross_entropy(scores_BB.T, own_B)) / 2
 
 
-def _similarity(similarity_BB: Tensor, teacher: TeacherBatch) -> Tensor:
-    return (similarity_BB - teacher.similarity_BB.to(similarity_BB.dtype)).square().mean()
+def _similarity(similarity_BB: Tensor, teacher: TeacherBatch, focus: float | None) -> Tensor:
+    target_BB = teacher.similarity_BB.to(similarity_BB.dtype)
+    squares_BB = (similarity_BB - target_BB).square()
+    if focus is None:
+        return squares_BB.mean()
+    others_BB = (target_BB / focus).fill_diagonal_(-torch.inf)
+    return (others_BB.flatten().softmax(0) * squares_BB.flatten()).sum()
 
 
 def _relative(similarity_BB: Tensor, teacher: TeacherBatch, margin: float, ties: Ties) -> Tensor:

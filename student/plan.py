@@ -125,6 +125,12 @@ def _check(
                 f"{head} is {student.head_widths[head]} wide, the student's pooled state "
                 f"{student.hidden}: a closed form has at most as many directions"
             )
+        if way == "identity" and student.head_widths[head] != student.hidden:
+            raise StageError(
+                f"{head} is {student.head_widths[head]} wide, the student's pooled state "
+                f"{student.hidden}: it cannot begin as that state; begin with "
+                'closed_form = { fc1 = "ridge" }'
+            )
         if way == "copy":
             if run.student.layers is not None:
                 raise StageError(

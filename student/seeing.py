@@ -18,7 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from data.pairs import Pairs
-from student.batches import Rows, Samples, Target, chunks_of
+from student.batches import Rows, Samples, Target
 from student.inputs import PooledBatch, StudentBatch
 from student.jasper import load_image_side
 from student.model import Student
@@ -144,7 +144,7 @@ def seen(
     def of(rows: Rows) -> tuple[StudentBatch, Target]:
         among = pairs.train if rows[0] < len(pairs.train) else pairs.held_out
         found, pixels = pairs.load(rows_of_pairs[rows], preprocessing, among=among, on_broken=told)
-        images = student.batch(list(torch.from_numpy(pixels)), chunks_of(len(rows), micro_batch))
+        images = student.batch(list(torch.from_numpy(pixels)), micro_batch=micro_batch)
         captions = pairs.captions(found)
         if states is None:
             return images, student.batch(captions)

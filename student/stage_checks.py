@@ -53,7 +53,7 @@ def check(
                 f"closed_form names {head!r}; the student has {', '.join(head_widths)}"
             )
         if (way == "principal") == (head == FULL_HEAD):
-            ways = "ridge or copy" if head == FULL_HEAD else "principal"
+            ways = "ridge, copy or identity" if head == FULL_HEAD else "principal"
             raise StageError(f"closed_form: {head} can begin as {ways}, not as {way}")
     for teacher in spec.teacher_weights:
         if teacher not in teachers:

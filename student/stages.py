@@ -22,7 +22,7 @@ LEAST_TEXTS = 3
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Target = Literal["teachers", "fc1", "captions"]
-Start = Literal["ridge", "copy", "principal"]
+Start = Literal["ridge", "copy", "identity", "principal"]
 
 _ENTRY = re.compile(r"(\w+)(?:\[:(\d+)\])?")
 
@@ -52,6 +52,12 @@ class LossWeights(BaseModel):
 
     cosine: Weight = Field(0.0, description="λ₁; only where the head is as wide as its target")
     similarity: Weight = Field(0.0, description="λ₂")
+    focus: Positive | None = Field(
+        None,
+        description="of the similarity loss, in units of cosine: a pair of texts counts "
+        "exp(cosine of the teachers / focus), so that near pairs, which decide what is found "
+        "first, count most; without it all pairs count alike, as in Eq. 2",
+    )
     relative: Weight = Field(0.0, description="λ₃")
     contrastive: Weight = Field(
         0.0,
@@ -158,8 +164,9 @@ class StageSpec(BaseModel):
         default_factory=dict,
         description="heads that begin solved instead of as they are: `ridge` (FC1 by ridge "
         "regression), `copy` (the teacher's own head, where the student's body is that "
-        "teacher's; the other blocks by ridge), `principal` (a reduced head as FC1's principal "
-        "part); a list of heads means `ridge` and `principal`",
+        "teacher's; the other blocks by ridge), `identity` (FC1 as the pooled state itself, where "
+        "the body keeps the last layer of a teacher that has no head), `principal` (a reduced "
+        "head as FC1's principal part); a list of heads means `ridge` and `principal`",
     )
     closed_form_rows: Annotated[int, Field(gt=0)] = Field(
         16_384, description="rows that the closed form is computed from"
@@ -270,7 +277,7 @@ def with_weights(spec: StageSpec, weights: Mapping[str, float]) -> StageSpec:
     Raises:
         StageError: an unknown loss, a weight that is no number ≥ 0, or no loss that is left.
     """
-    known = (*LOSSES, "margin", "temperature")
+    known = (*LOSSES, "margin", "temperature", "focus")
     for name in weights:
         if name not in known:
             raise StageError(f"there is no loss {name!r}; weights are {', '.join(known)}")

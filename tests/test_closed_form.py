@@ -88,3 +88,20 @@ def test_heads_are_set_from_the_rows_of_the_cache(small_encoder: Path, tmp_path:
     assert np.allclose(found["fc2"] @ found["fc2"].T, best, atol=1e-3)
     assert (student.heads["fc3"].weight == untouched).all()
     assert all((student.text.state_dict()[name] == value).all() for name, value in body.items())
+
+
+def test_fc1_can_begin_as_the_pooled_state_itself(small_encoder: Path, tmp_path: Path) -> None:
+    reader = CacheReader(write_cache(tmp_path))
+    spec = StudentSpec(init="-", reduced_heads={"fc2": 6}, max_tokens=24)
+    student = create(spec, small_encoder, target_width=32, seed=0)
+    ways = {"fc1": "identity", "fc2": "principal"}
+    start_heads(
+        student, reader, reader.teachers, ways,
+        rows=10**6, seed=0, init=small_encoder, teacher_weights={},
+    )  # fmt: skip
+    texts = reader.texts(reader.train_rows)
+    found = encode(student, texts, ["fc1", "fc2"])
+    assert np.allclose(found["fc1"], found["pooled"], atol=1e-7)
+    values, vectors = np.linalg.eigh(found["pooled"].astype(float) @ found["pooled"].T)
+    best = (vectors[:, -6:] * values[-6:]) @ vectors[:, -6:].T
+    assert np.allclose(found["fc2"] @ found["fc2"].T, best, atol=1e-3)

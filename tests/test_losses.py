@@ -1,5 +1,6 @@
 """The losses against float64 oracles, and what must not change them."""
 
+import math
 from collections.abc import Callable
 from itertools import combinations
 from typing import Any
@@ -107,6 +108,33 @@ def test_small_examples_by_hand() -> None:
     flipped = torch.tensor([up, right, up])
     assert relative_similarity_loss(flipped, teacher, 0.25) == (1.25 + 0.25) / 3
     assert relative_similarity_loss(flipped, teacher, 0.25, "include") == (1.25 + 0.25 + 1.25) / 3
+
+
+@pytest.mark.parametrize("focus", [0.05, 0.3])
+def test_with_a_focus_near_pairs_count_by_the_exponential_of_their_cosine(focus: float) -> None:
+    student, teacher = vectors(6, 4, seed=0), vectors(6, 7, seed=1)
+    own, target = cosines(student), cosines(teacher)
+    total = weight = 0.0
+    for x in range(6):
+        for y in range(6):
+            if x != y:
+                counts = math.exp(target[x, y].item() / focus)
+                total += counts * (own[x, y] - target[x, y]).item() ** 2
+                weight += counts
+    found = similarity_loss(student, teacher, focus)
+    assert found.item() == pytest.approx(total / weight, rel=1e-12)
+    assert found.item() != pytest.approx(similarity_loss(student, teacher).item(), rel=1e-3)
+
+
+def test_a_wide_focus_counts_all_pairs_alike() -> None:
+    student, teacher = vectors(5, 4, seed=2), vectors(5, 4, seed=3)
+    plain = similarity_loss(student, teacher) * 25 / 20  # Eq. 2 counts the diagonal, which is 0
+    assert similarity_loss(student, teacher, 1e9).item() == pytest.approx(plain.item(), rel=1e-6)
+
+
+def test_a_focus_much_narrower_than_the_similarities_is_still_a_number() -> None:
+    student, teacher = vectors(5, 4, seed=2, dtype=torch.float32), vectors(5, 4, seed=3)
+    assert torch.isfinite(similarity_loss(student, teacher, 1e-4))
 
 
 @pytest.mark.parametrize("loss", LOSSES[:2])
@@ -245,6 +273,15 @@ def test_the_combined_loss_passes_margin_and_ties_on() -> None:
         )
         assert total == 2 * relative_similarity_loss(student, teacher, 0.3, ties)
         assert (total == 0) == (ties == "exclude")
+
+
+def test_the_combined_loss_passes_the_focus_on() -> None:
+    student, teacher = vectors(6, 4, 1), vectors(6, 4, 2)
+    total, parts = combined_loss(
+        student, teacher, cosine=0, similarity=3, relative=0, margin=0, focus=0.1
+    )
+    assert parts["similarity"] == similarity_loss(student, teacher, 0.1)
+    assert total == 3 * parts["similarity"]
 
 
 def test_a_loss_of_weight_zero_is_neither_computed_nor_reported() -> None:

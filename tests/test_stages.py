@@ -13,6 +13,7 @@ WIDTHS = {"fc1": 20, "fc2": 8, "fc3": 4, "fc4": 2}
 PAPER = {
     "cosine": 10,
     "similarity": 200,
+    "focus": None,
     "relative": 20,
     "margin": 0.015,
     "ties": "exclude",
@@ -155,7 +156,11 @@ def test_learning_rate_warms_up_linearly_and_follows_its_schedule(schedule: str)
         ({"heads": {"fc1": {"target": "fc1"}}}, "fc1 cannot learn from itself"),
         ({"closed_form": ["fc9"]}, "closed_form names 'fc9'; the student has fc1, fc2, fc3, fc4"),
         ({"closed_form": {"fc2": "copy"}}, "fc2 can begin as principal, not as copy"),
-        ({"closed_form": {"fc1": "principal"}}, "fc1 can begin as ridge or copy, not as principal"),
+        ({"closed_form": {"fc2": "identity"}}, "fc2 can begin as principal, not as identity"),
+        (
+            {"closed_form": {"fc1": "principal"}},
+            "fc1 can begin as ridge, copy or identity, not as principal",
+        ),
         ({"teacher_weights": {"stela": 2}}, "names 'stela'; the cache holds stella, nv"),
         ({"micro_batch": 7}, "micro_batch is 7, which does not divide a batch of 128"),
     ],
