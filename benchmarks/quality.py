@@ -71,11 +71,11 @@ class Size:
 
 
 FULL = Size(
-    texts=60_000, queries=3000, dev_queries=1500, students=((0, 2, 5), (0, 5)), seeds=3,
+    texts=60_000, queries=3000, dev_queries=1500, students=((0, 1, 5), (0, 5)), seeds=3,
     budget=200, tuning=50, widen=True,
 )  # fmt: skip
 QUICK = Size(
-    texts=16_000, queries=1000, dev_queries=500, students=((0, 2, 5),), seeds=1,
+    texts=16_000, queries=1000, dev_queries=500, students=((0, 1, 5),), seeds=1,
     budget=60, tuning=30, widen=False,
 )  # fmt: skip
 

@@ -52,6 +52,7 @@ class Samples:
 
     Rows to train on are 0 to `train` - 1; `held_out` are others. Together they have a place
     (`where`, for people). `ahead` and `prefetch` tell the system which shards, which rows are next.
+    `rows_at` says at which rows of the cache they lie, for people.
     """
 
     train: int
@@ -61,25 +62,54 @@ class Samples:
     where: str
     ahead: Callable[[Sequence[int]], None] = lambda _shards: None
     prefetch: Callable[[Rows], None] = lambda _rows: None
+    rows_at: Callable[[Rows], Rows] = lambda rows: rows
 
 
-def cached(reader: CacheReader, inputs: Inputs, teachers: Sequence[str] | None = None) -> Samples:
-    """The rows of a cache, with the vectors of some of its teachers in float16; all for None."""
+def cached(
+    reader: CacheReader,
+    inputs: Inputs,
+    chosen: Rows | None = None,
+    teachers: Sequence[str] | None = None,
+) -> Samples:
+    """The rows of a cache, with the vectors of some of its teachers in float16; all for None.
 
-    def of(rows: Rows) -> tuple[StudentBatch, Target]:
+    Of the rows to train on only the `chosen` ones, which ascend; all for None.
+    """
+    per_shard = reader.manifest.rows_per_shard
+    train = len(reader.train_rows) if chosen is None else len(chosen)
+
+    def rows_at(places: Rows) -> Rows:
+        if chosen is None:
+            return places
+        return np.where(
+            places < train,
+            chosen[np.minimum(places, train - 1)],
+            places - train + len(reader.train_rows),
+        )
+
+    def of(places: Rows) -> tuple[StudentBatch, Target]:
+        rows = rows_at(places)
         return inputs(rows), torch.from_numpy(reader.vectors(rows, teachers))
 
-    def ahead(shards: Sequence[int]) -> None:
-        read_ahead(shard_path(reader.path, n, reader.manifest.shards[n]) for n in shards)
+    def ahead(runs: Sequence[int]) -> None:
+        # As many chosen rows as a shard has may lie in several shards.
+        ends = [(run * per_shard, min((run + 1) * per_shard, train) - 1) for run in runs]
+        found = {
+            shard
+            for first, last in rows_at(np.reshape(ends, (-1, 2)).astype(np.int64)) // per_shard
+            for shard in range(first, last + 1)
+        }
+        read_ahead(shard_path(reader.path, n, reader.manifest.shards[n]) for n in sorted(found))
 
     return Samples(
-        train=len(reader.train_rows),
-        held_out=np.asarray(reader.held_out_rows, np.int64),
+        train=train,
+        held_out=train + np.arange(len(reader.held_out_rows)),
         of=of,
-        rows_per_shard=reader.manifest.rows_per_shard,
+        rows_per_shard=per_shard,
         where=str(reader.path),
         ahead=ahead,
-        prefetch=reader.prefetch,
+        prefetch=lambda places: reader.prefetch(rows_at(places)),
+        rows_at=rows_at,
     )
 
 
@@ -126,7 +156,7 @@ def batches(
         if not ahead:
             samples.prefetch(own_rows(step + PREFETCH))
         rows = own_rows(step)
-        return Batch(step, rows, *samples.of(rows))
+        return Batch(step, samples.rows_at(rows), *samples.of(rows))
 
     return made_ahead(make, steps)
 

@@ -13,14 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from student.encoding import encode
+from student.fitting import fitted
 from student.model import POOLED, Student
-from student.order import Order
+from student.order import Order, Rows
 from student.stages import FULL_HEAD, StageError, Start
 from student.targets import weigh
 from student.teacher_head import own_heads, read_head
@@ -126,6 +128,7 @@ def start_heads(
     seed: int,
     init: Path,
     teacher_weights: Mapping[str, float],
+    focus: Mapping[str, float | None] = MappingProxyType({}),
     kept_states: bool = False,
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
@@ -133,44 +136,49 @@ def start_heads(
 
     FC1 is solved for the target, weighed as in training; for "copy" the block of the teacher whose
     own head lies in `init` is that head; for "identity" there is nothing to solve. A reduced head
-    follows from FC1 as it then is. One pass of the body over the rows, which `advance` is told of;
-    none with the cache's `kept_states`.
+    follows from FC1 as it then is, a "fitted" one with the `focus` of its similarity loss. Where
+    pooled states are needed, one pass of the body over the rows, which `advance` is told of; none
+    with the cache's `kept_states`.
 
     Raises:
         StageError: a head that is to be copied does not give its teacher's vectors.
     """
-    if ways.get(FULL_HEAD) == "identity":
-        _set(student, FULL_HEAD, np.eye(student.hidden, student.hidden + 1))
-        ways = {name: way for name, way in ways.items() if name != FULL_HEAD}
-        if not ways:
-            return
     blocks = reader.blocks(teachers)
     chosen = Order(len(reader.train_rows), min(rows, len(reader.train_rows)), seed).rows_of(0)
-    solve = FULL_HEAD in ways
+
+    def targets(part: Rows) -> NDArray[np.floating]:
+        stored = torch.from_numpy(reader.vectors(part, teachers))
+        return weigh(stored, blocks, teacher_weights).numpy()
+
+    solve = ways.get(FULL_HEAD) in ("ridge", "copy")
     moments = Moments(student.hidden, student.head_widths[FULL_HEAD] if solve else 0)
-    for start in range(0, len(chosen), _CHUNK):
-        part = chosen[start : start + _CHUNK]
-        if kept_states:
-            pooled = reader.pooled(part).astype(np.float32)
-            advance(len(part))
-        else:
-            pooled = encode(student, reader.texts(part), (), advance=advance)[POOLED]
-        target = np.empty((len(part), 0), np.float16)
-        if solve:
-            stored = torch.from_numpy(reader.vectors(part, teachers))
-            target = weigh(stored, blocks, teacher_weights).numpy()
-        moments.add(pooled, target)
+    if solve or "principal" in ways.values():
+        for start in range(0, len(chosen), _CHUNK):
+            part = chosen[start : start + _CHUNK]
+            if kept_states:
+                pooled = reader.pooled(part).astype(np.float32)
+                advance(len(part))
+            else:
+                pooled = encode(student, reader.texts(part), (), advance=advance)[POOLED]
+            moments.add(pooled, targets(part) if solve else np.empty((len(part), 0), np.float16))
     if solve:
         full_TG = ridge(moments)
         if ways[FULL_HEAD] == "copy":
             columns, head_WG = _best_copy(init, blocks, moments, student.hidden)
             full_TG[columns] = head_WG
         _set(student, FULL_HEAD, full_TG)
+    elif FULL_HEAD in ways:
+        _set(student, FULL_HEAD, np.eye(student.hidden, student.hidden + 1))
     full_TG = _matrix(student, FULL_HEAD)
+    vectors_NT = targets(chosen) if "fitted" in ways.values() else np.empty((0, 0), np.float16)
     for name, way in ways.items():
+        width = student.head_widths[name]
         if way == "principal":
-            width = student.head_widths[name]
             _set(student, name, reduce(full_TG, moments.states_GG, width))
+        elif way == "fitted":
+            _set(student, name, fitted(vectors_NT, width, focus.get(name), seed) @ full_TG)
+    if not moments.rows:
+        advance(len(chosen))
 
 
 def _best_copy(

@@ -13,6 +13,7 @@ from data.images import Preprocessing
 from student.body import keep_layers
 from student.jasper import head_widths, image_side_settings, start_configuration
 from student.model import VISION_FOLDER, Student
+from student.rows import rows_to_train_on
 from student.run import StageRun, read_record, start_of
 from student.seeing import Seeing
 from student.spec import FreshVision
@@ -43,6 +44,8 @@ def plan(
     start = start_of(run)
     student = _skeleton(run, reader, init, seeing)
     rows = len(reader.train_rows) if seeing is None else len(seeing.pairs.train)
+    if (chosen := rows_to_train_on(reader, run.spec)) is not None:
+        rows = len(chosen)
     _check(run, reader, init, student, _heads_trained_before(run))
     trained = student.parameters_of(run.spec.trains)
     total = sum(parameter.numel() for parameter in student.parameters())
@@ -120,7 +123,7 @@ def _check(
         if FULL_HEAD in weights.target and FULL_HEAD not in learned:
             raise StageError(f"{head} is to learn from FC1, which no stage has trained yet")
     for head, way in spec.closed_form.items():
-        if way == "principal" and student.head_widths[head] > student.hidden:
+        if way in ("principal", "fitted") and student.head_widths[head] > student.hidden:
             raise StageError(
                 f"{head} is {student.head_widths[head]} wide, the student's pooled state "
                 f"{student.hidden}: a closed form has at most as many directions"

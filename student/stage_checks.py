@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from student.stages import FULL_HEAD, LEAST_TEXTS, StageError, StageSpec, width_of
+from student.stages import FULL_HEAD, FULL_STARTS, LEAST_TEXTS, StageError, StageSpec, width_of
 
 
 def check(
@@ -47,13 +47,15 @@ def check(
             "captions are targets while the text side stays as it is: a stage that reads images "
             "trains vision and pooler alone, and solves no head"
         )
+    if spec.reads == "images" and spec.longest is not None:
+        raise StageError("longest is a length of texts; this stage reads images")
     for head, way in spec.closed_form.items():
         if head not in head_widths:
             raise StageError(
                 f"closed_form names {head!r}; the student has {', '.join(head_widths)}"
             )
-        if (way == "principal") == (head == FULL_HEAD):
-            ways = "ridge, copy or identity" if head == FULL_HEAD else "principal"
+        if (way in FULL_STARTS) != (head == FULL_HEAD):
+            ways = "ridge, copy or identity" if head == FULL_HEAD else "principal or fitted"
             raise StageError(f"closed_form: {head} can begin as {ways}, not as {way}")
     for teacher in spec.teacher_weights:
         if teacher not in teachers:

@@ -22,7 +22,8 @@ LEAST_TEXTS = 3
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Target = Literal["teachers", "fc1", "captions"]
-Start = Literal["ridge", "copy", "identity", "principal"]
+Start = Literal["ridge", "copy", "identity", "principal", "fitted"]
+FULL_STARTS: tuple[Start, ...] = ("ridge", "copy", "identity")
 
 _ENTRY = re.compile(r"(\w+)(?:\[:(\d+)\])?")
 
@@ -120,6 +121,11 @@ class StageSpec(BaseModel):
         "larger than memory; `corpus`: as they lie in the cache, related texts adjacent",
     )
     window_shards: Annotated[int, Field(gt=0)] = Field(16, description="shards in a window")
+    longest: Annotated[int, Field(gt=0)] | None = Field(
+        None,
+        description="only texts of at most so many tokens, as the teachers counted them: short "
+        "texts are cheap, and a student that learns from many of them knows long ones too",
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="of the learning rate after warm-up: down to 0, or `constant`"
     )
@@ -166,7 +172,9 @@ class StageSpec(BaseModel):
         "regression), `copy` (the teacher's own head, where the student's body is that "
         "teacher's; the other blocks by ridge), `identity` (FC1 as the pooled state itself, where "
         "the body keeps the last layer of a teacher that has no head), `principal` (a reduced "
-        "head as FC1's principal part); a list of heads means `ridge` and `principal`",
+        "head as FC1's principal part), `fitted` (a reduced head as the part of FC1 under which "
+        "the cached vectors keep their similarities best, by the head's focus); a list of heads "
+        "means `ridge` and `principal`",
     )
     closed_form_rows: Annotated[int, Field(gt=0)] = Field(
         16_384, description="rows that the closed form is computed from"

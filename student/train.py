@@ -26,6 +26,7 @@ from student.order import Order
 from student.plan import check_model
 from student.pooled import Pooled, sample_differs, why_not
 from student.probe import SCORE, Probe
+from student.rows import rows_to_train_on
 from student.run import StageRun, finished, start_of, write_record
 from student.seeing import CaptionStates, Seeing, image_side, seen
 from student.spec import StudentError
@@ -114,7 +115,9 @@ def train(
         inputs = (
             states_of(reader) if kept_states else texts_of(reader, student, run.spec.micro_batch)
         )
-        samples = cached(reader, inputs, None if run.teachers == reader.teachers else run.teachers)
+        rows = rows_to_train_on(reader, run.spec)
+        teachers = None if run.teachers == reader.teachers else run.teachers
+        samples = cached(reader, inputs, rows, teachers)
     loop = _Loop(
         run,
         engine,
@@ -240,6 +243,7 @@ def _solve_heads(
         start_heads(
             student, reader, run.teachers, spec.closed_form,
             rows=rows, seed=run.seed, init=init, teacher_weights=spec.teacher_weights,
+            focus={head: weights.focus for head, weights in spec.heads.items()},
             kept_states=kept_states, advance=advance,
         )  # fmt: skip
 

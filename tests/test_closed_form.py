@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_caches import write_cache
+from small_caches import SENTENCES, write_cache
 
 from student.closed_form import Moments, reduce, ridge, start_heads
 from student.encoding import encode
+from student.fitting import fitted
 from student.model import create
+from student.order import Order
 from student.spec import StudentSpec
 from teacher_cache.reader import CacheReader
 
@@ -105,3 +107,19 @@ def test_fc1_can_begin_as_the_pooled_state_itself(small_encoder: Path, tmp_path:
     values, vectors = np.linalg.eigh(found["pooled"].astype(float) @ found["pooled"].T)
     best = (vectors[:, -6:] * values[-6:]) @ vectors[:, -6:].T
     assert np.allclose(found["fc2"] @ found["fc2"].T, best, atol=1e-3)
+
+
+def test_a_fitted_head_is_fc1_followed_by_one_map_of_the_teachers_vectors(
+    small_encoder: Path, tmp_path: Path
+) -> None:
+    reader = CacheReader(write_cache(tmp_path))
+    spec = StudentSpec(init="-", reduced_heads={"fc2": 6}, max_tokens=24)
+    student = create(spec, small_encoder, target_width=20, seed=0)
+    start_heads(
+        student, reader, reader.teachers, {"fc2": "fitted"},
+        rows=100, seed=3, init=small_encoder, teacher_weights={}, focus={"fc2": 0.1},
+    )  # fmt: skip
+    rows = Order(len(reader.train_rows), 100, 3).rows_of(0)
+    expected = fitted(reader.vectors(rows), 6, 0.1, seed=3)
+    found = encode(student, SENTENCES[:9], ["fc1", "fc2"])
+    assert np.allclose(found["fc2"], found["fc1"] @ expected.T, atol=1e-5)

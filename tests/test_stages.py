@@ -155,8 +155,15 @@ def test_learning_rate_warms_up_linearly_and_follows_its_schedule(schedule: str)
         ({"heads": {"fc2": {"cosine": 1, "target": "fc1"}}}, "fc2 is 8 wide and its target 20"),
         ({"heads": {"fc1": {"target": "fc1"}}}, "fc1 cannot learn from itself"),
         ({"closed_form": ["fc9"]}, "closed_form names 'fc9'; the student has fc1, fc2, fc3, fc4"),
-        ({"closed_form": {"fc2": "copy"}}, "fc2 can begin as principal, not as copy"),
-        ({"closed_form": {"fc2": "identity"}}, "fc2 can begin as principal, not as identity"),
+        (
+            {"closed_form": {"fc1": "fitted"}},
+            "fc1 can begin as ridge, copy or iden",
+        ),
+        ({"closed_form": {"fc2": "copy"}}, "fc2 can begin as principal or fitted, not as copy"),
+        (
+            {"closed_form": {"fc2": "identity"}},
+            "fc2 can begin as principal or fitted",
+        ),
         (
             {"closed_form": {"fc1": "principal"}},
             "fc1 can begin as ridge, copy or identity, not as principal",

@@ -32,6 +32,14 @@ EXAMPLE_RATE = 1e-4
 """The learning rate in sentence-transformers' example."""
 
 
+def bf16() -> bool:
+    """Whether every arm multiplies in bf16: where this CPU has it, all are the faster for it."""
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
 @dataclass(frozen=True, slots=True)
 class Arm:
     """One way to distil. It has a `recipe` for our trainer, or a `loss` for theirs, or neither.
@@ -105,7 +113,7 @@ def facts_of(arm: Arm, layers: tuple[int, ...]) -> dict[str, Any]:
     """What decides what an arm gives, besides its material, steps, rate and seed."""
     own = HERE / ("ours.py" if arm.recipe else "theirs.py")
     measured = [HERE / "measure.py", HERE / "scores.py"]
-    facts: dict[str, Any] = {"layers": list(layers), "versions": versions_used()}
+    facts: dict[str, Any] = {"layers": list(layers), "versions": versions_used(), "bf16": bf16()}
     if arm.recipe is None:
         return {**facts, "loss": arm.loss, "code": code_digest([own, *measured])}
     book = recipe_of(arm, layers)

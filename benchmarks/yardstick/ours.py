@@ -11,6 +11,7 @@ from pathlib import Path
 from cli.recipe import Recipe
 from student.durable import replace_text
 from student.encoding import FloatArray, encode, unit
+from student.engine import Precision
 from student.model import load
 from student.run import FRESH, StageRun
 from student.stage_checks import check
@@ -35,6 +36,7 @@ def distil(
     rate: float,
     steps: Mapping[str, int],
     seed: int,
+    bf16: bool,
     resume: bool,
 ) -> tuple[Encode, Seconds, Costs]:
     """Train a recipe's stages; give the student's encoder, what it took, and each stage's cost.
@@ -50,7 +52,8 @@ def distil(
     seconds = Seconds()
     run = None
     init, _ = locate(book.student.init, book.student.revision, what="the student's init")
-    settings = Settings(precision="fp32", cpu=True, save_every=SAVE_EVERY if resume else 10**9)
+    precision: Precision = "bf16" if bf16 else "fp32"
+    settings = Settings(precision=precision, cpu=True, save_every=SAVE_EVERY if resume else 10**9)
     for number, count in steps.items():
         run = _stage(book, reader, out, int(number), count, factor, seed, before=run)
         watch = Stopwatch()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from yardstick.arms import ARMS, WIDTHS, versions_used
+from yardstick.arms import ARMS, WIDTHS, bf16, versions_used
 from yardstick.caches import MAX_TOKENS, TEACHER, Material
 from yardstick.ledger import Job
 from yardstick.tuning import best_rate
@@ -70,7 +70,7 @@ def _head(setting: Setting) -> Iterator[str]:
     yield ""
     yield (
         f"Hardware: {os.cpu_count()} CPU cores ({platform.machine()}), {setting.jobs} trainings at "
-        f"a time, one thread each. {date.today():%Y-%m-%d}. Versions: {versions}."
+        f"a time, one thread each, {'bf16' if bf16() else 'fp32'} for all. {date.today():%Y-%m-%d}. Versions: {versions}."
     )
     yield f"Command: `{setting.command}`"
     yield ""

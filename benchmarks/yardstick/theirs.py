@@ -3,7 +3,8 @@
 The example keeps some layers of the teacher and trains them by MSELoss on the teacher's vectors,
 which stand in a column of the data set: batches of 64, learning rate 1e-4, a tenth of the steps
 warm-up, else the library's defaults (linear decay, no weight decay, the model's own dropout). All
-of this is left as it is but the learning rate, which is tuned, and the number of steps.
+of this is left as it is but the learning rate, which is tuned, the number of steps, and bf16, which
+all arms have where the CPU has it.
 Source: examples/sentence_transformer/training/distillation of the library.
 """
 
@@ -41,6 +42,7 @@ def distil(
     rate: float,
     steps: int,
     seed: int,
+    bf16: bool,
 ) -> tuple[Callable[[Sequence[str]], dict[str, FloatArray]], Seconds, dict[str, dict[str, Cost]]]:
     """Train a student; give its encoder, the seconds of training and what a step costs.
 
@@ -56,7 +58,7 @@ def distil(
     body.config.num_hidden_layers = len(layers)
     watch = Stopwatch()
     if loss is not None:
-        _train(model, loss, reader, out, watch, rate, steps, seed)
+        _train(model, loss, reader, out, watch, rate, steps, seed, bf16)
     model.eval()
 
     def vectors(texts: Sequence[str]) -> dict[str, FloatArray]:
@@ -94,6 +96,7 @@ def _train(
     rate: float,
     steps: int,
     seed: int,
+    bf16: bool,
 ) -> None:
     from datasets import Dataset, disable_progress_bars
     from sentence_transformers import (
@@ -119,6 +122,7 @@ def _train(
         warmup_steps=WARMUP,
         seed=seed,
         use_cpu=True,
+        bf16=bf16,
         # It is to train and nothing else.
         save_strategy="no",
         logging_strategy="no",

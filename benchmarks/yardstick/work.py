@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from yardstick.arms import PCA_ROWS, WIDTHS, recipe_of
+from yardstick.arms import PCA_ROWS, WIDTHS, bf16, recipe_of
 from yardstick.caches import INIT, MAX_TOKENS, Material
 from yardstick.ledger import Job, Ledger
 
@@ -35,7 +35,7 @@ def carry_out(job: Job, material: Material, out: Path) -> dict[str, Any]:
     if job.of.recipe is not None:
         book = recipe_of(job.of, job.layers)
         encode, seconds, costs = ours.distil(
-            book, reader, out, rate=job.rate, steps=job.steps, seed=job.seed,
+            book, reader, out, rate=job.rate, steps=job.steps, seed=job.seed, bf16=bf16(),
             resume=job.purpose == "long",
         )  # fmt: skip
         own = book.student.reduced_heads
@@ -43,7 +43,7 @@ def carry_out(job: Job, material: Material, out: Path) -> dict[str, Any]:
         init, _ = locate(INIT, None, what="the student's init")
         encode, seconds, costs = theirs.distil(
             job.of.loss, reader, init, out, layers=job.layers, max_tokens=MAX_TOKENS,
-            rate=job.rate, steps=job.steps.get("train", 0), seed=job.seed,
+            rate=job.rate, steps=job.steps.get("train", 0), seed=job.seed, bf16=bf16(),
         )  # fmt: skip
         own = {}
     result = {
