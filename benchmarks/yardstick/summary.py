@@ -70,7 +70,8 @@ def _head(setting: Setting) -> Iterator[str]:
     yield ""
     yield (
         f"Hardware: {os.cpu_count()} CPU cores ({platform.machine()}), {setting.jobs} trainings at "
-        f"a time, one thread each, {'bf16' if bf16() else 'fp32'} for all. {date.today():%Y-%m-%d}. Versions: {versions}."
+        f"a time, one thread each, {'bf16' if bf16() else 'fp32'} for all. "
+        f"{date.today():%Y-%m-%d}. Versions: {versions}."
     )
     yield f"Command: `{setting.command}`"
     yield ""
