@@ -9,6 +9,7 @@ what is reported are other tasks, that no arm has seen, as shares of the teacher
     python benchmarks/quality.py --corpora DIR --quick                # a quarter of an hour
     python benchmarks/quality.py --corpora DIR --only default --dev   # while improving a recipe
     python benchmarks/quality.py --corpora DIR --only --long 60       # an hour for the default
+    python benchmarks/quality.py --corpora DIR --variants             # one thing changed at a time
 
 DIR holds oewn/, standardebooks/, wikitext2/ and wiki-split/ as `yardstick/texts.py` reads them.
 Kill it at any time: the same command goes on from the trainings that are done. A recipe or code
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
@@ -27,13 +29,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reports import publish
-from yardstick.arms import ARMS, lengths_of, own_rate
+from yardstick.arms import ARMS, VARIANTS, arm_of, lengths_of, own_rate
 from yardstick.budget import Cost, steps_that_fill
 from yardstick.caches import Material, prepare
 from yardstick.ledger import Job, Ledger
 from yardstick.pool import Pool
 from yardstick.stopwatch import WARM
 from yardstick.summary import Finding, Setting, report
+from yardstick.tried import tried
 from yardstick.tuning import FIRST, best_rate, next_rates
 
 from cli.console import phase, quiet_libraries
@@ -91,7 +94,7 @@ class Yardstick:
     def compare(self, arms: list[str]) -> list[Finding]:
         """Everything that is asked of these arms."""
         students = [(arm, layers) for layers in self.size.students for arm in arms]
-        trained = [student for student in students if ARMS[student[0]].trains]
+        trained = [student for student in students if arm_of(student[0]).trains]
         final = sum(self._final_seconds(arm) * self._seeds(arm) for arm, _ in students)
         self.pool.later = final + len(trained) * len(FIRST) * self._trial_seconds
         self.pool.results([self.timing(*student) for student in trained])
@@ -106,20 +109,34 @@ class Yardstick:
             for student, found in jobs.items()
         ]
 
+    def beside(self, variants: list[str]) -> list[Finding]:
+        """The default and what was tried beside it, for the first student, at their own rates."""
+        layers = self.size.students[0]
+        students = [(arm, layers) for arm in ("default", *variants)]
+        self.pool.later = sum(self._final_seconds(arm) * self.size.seeds for arm, _ in students)
+        self.pool.results([self.timing(*student) for student in students])
+        jobs = {student: self.final(student, {own_rate(*student): 1.0}) for student in students}
+        self.pool.later = 0.0
+        self.pool.results([job for row in zip(*jobs.values(), strict=True) for job in row])
+        return [
+            Finding(*student, {}, found[0], self.pool.results(found))
+            for student, found in jobs.items()
+        ]
+
     def timing(self, arm: str, layers: Layers, threads: int = 1) -> Job:
         """The job that calibrates an arm."""
-        steps = dict.fromkeys(lengths_of(ARMS[arm], layers), WARM + TIMED)
+        steps = dict.fromkeys(lengths_of(arm_of(arm), layers), WARM + TIMED)
         seconds = START + TIMING * len(steps)
         return Job("calibrate", arm, layers, FIRST[1], steps, threads=threads, seconds=seconds)
 
     def steps(self, arm: str, layers: Layers, seconds: float, threads: int = 1) -> dict[str, int]:
         """The steps that fill so many seconds: of CPU time, or by the clock for several threads."""
-        if not ARMS[arm].trains:
+        if not arm_of(arm).trains:
             return {}
         (found,) = self.pool.results([self.timing(arm, layers, threads)])
         clock = "cpu" if threads == 1 else "wall"
         costs = {stage: Cost(**cost[clock]) for stage, cost in found["costs"].items()}
-        return steps_that_fill(seconds, costs, lengths_of(ARMS[arm], layers))
+        return steps_that_fill(seconds, costs, lengths_of(arm_of(arm), layers))
 
     def tuned(self, students: list[Student]) -> dict[Student, Rates]:
         """The scores of the learning rates tried."""
@@ -158,7 +175,7 @@ class Yardstick:
         return Job("tune", arm, layers, rate, steps, tasks="dev", seconds=seconds)
 
     def _seeds(self, arm: str) -> int:
-        return self.size.seeds if ARMS[arm].trains else 1
+        return self.size.seeds if arm_of(arm).trains else 1
 
     @property
     def _trial_seconds(self) -> float:
@@ -166,7 +183,7 @@ class Yardstick:
 
     def _final_seconds(self, arm: str) -> float:
         measuring = 4 * ENCODING * self.size.queries
-        return START + measuring + (self.size.budget if ARMS[arm].trains else 0.0)
+        return START + measuring + (self.size.budget if arm_of(arm).trains else 0.0)
 
 
 def long_run(yardstick: Yardstick, material: Material, minutes: float, cores: int) -> Finding:
@@ -196,6 +213,10 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="*", choices=[*ARMS], metavar="ARM", help=f"of {', '.join(ARMS)}"
     )
+    parser.add_argument(
+        "--variants", nargs="*", choices=[*VARIANTS], metavar="NAME",
+        help="instead, what was tried beside the default (all of it, or so named)",
+    )  # fmt: skip
     parser.add_argument("--dev", action="store_true", help="measure on the tasks to choose by")
     parser.add_argument("--long", type=float, metavar="MINUTES", help="train the default so long")
     parser.add_argument("--budget", type=float, help="CPU seconds of a training")
@@ -204,7 +225,9 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="file to write the report to")
     options = parser.parse_args()
     size = QUICK if options.quick else FULL
-    size = replace(size, budget=options.budget or size.budget, seeds=options.seeds or size.seeds)
+    budget = size.budget if options.variants is None else size.budget / 2
+    seeds = size.seeds if options.variants is None else min(size.seeds, 2)
+    size = replace(size, budget=options.budget or budget, seeds=options.seeds or seeds)
     quiet_libraries()
 
     def material(texts: int | None) -> Material:
@@ -215,13 +238,17 @@ def main() -> None:
 
     short = material(size.texts)
     pool = Pool(Ledger(options.work, short.name), short, options.jobs)
-    yardstick = Yardstick(size, pool, "dev" if options.dev else "test")
-    findings = yardstick.compare(list(ARMS) if options.only is None else options.only)
+    chosen = options.dev or options.variants is not None
+    yardstick = Yardstick(size, pool, "dev" if chosen else "test")
     longest = None
-    if options.long:
-        longest = long_run(yardstick, material(None), options.long, options.jobs)
+    if options.variants is not None:
+        findings = yardstick.beside(options.variants or list(VARIANTS))
+    else:
+        findings = yardstick.compare(list(ARMS) if options.only is None else options.only)
+        if options.long:
+            longest = long_run(yardstick, material(None), options.long, options.jobs)
     setting = Setting(
-        command="python benchmarks/quality.py " + " ".join(sys.argv[1:]),
+        command="python benchmarks/quality.py " + shlex.join(sys.argv[1:]),
         material=short, jobs=options.jobs, tasks=yardstick.tasks, budget=size.budget,
         tuning=size.tuning,
     )  # fmt: skip
@@ -231,7 +258,10 @@ def main() -> None:
     }
     path = options.work / "figures.json"
     path.write_text(json.dumps(figures, indent=1, default=str) + "\n")
-    publish(report(setting, findings, longest), options.report)
+    lines = (
+        report(setting, findings, longest) if options.variants is None else tried(setting, findings)
+    )
+    publish(lines, options.report)
     print(f"all figures: {path}", file=sys.stderr)
 
 

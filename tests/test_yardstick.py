@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from small_caches import write_cache
 from small_corpora import PARAGRAPHS, SPLITS, SYNSETS, write_corpora
 from yardstick import ours, theirs
-from yardstick.arms import ARMS, WIDTHS, code_digest, lengths_of, recipe_of
+from yardstick.arms import ARMS, VARIANTS, WIDTHS, code_digest, facts_of, lengths_of, recipe_of
 from yardstick.budget import Cost, steps_that_fill, work_of
 from yardstick.caches import Material, prepare
 from yardstick.ledger import Job, Ledger
@@ -20,6 +21,7 @@ from yardstick.pool import Pool
 from yardstick.scores import ndcg, share_of
 from yardstick.summary import Finding, Setting, report
 from yardstick.texts import Texts, read, split_of
+from yardstick.tried import tried
 from yardstick.tuning import FIRST, LADDER, best_rate, next_rates
 
 from student.encoding import FloatArray, unit
@@ -276,6 +278,46 @@ def test_the_teacher_keeps_all_of_itself(material: Material) -> None:
     )
     assert any(line.startswith("| mse | +0.00 ± 0.00") for line in lines)
     assert "| 0, 2, 5 | mse | 50.00 | **60.00** |" in lines
+
+    less = copy.deepcopy(result)
+    less["figures"]["mean"]["fc1"]["share"] = 0.97
+    batches = Finding("batches of 32", (0, 2, 5), {}, job, [less] * 2)
+    lines = tried(setting, [found[1], batches])
+    assert any(line.startswith("| the default | 5 + 1 | 100.00 ± 0.00 |") for line in lines)
+    assert any(line.startswith("| batches of 32 | 5 + 1 | -3.00 | +0.00 |") for line in lines)
+
+
+def test_each_variant_is_the_default_with_something_else() -> None:
+    layers = (0, 1, 5)
+    default = facts_of(ARMS["default"], layers)
+    for name, variant in VARIANTS.items():
+        found = facts_of(variant, layers)
+        changed = {
+            (number, field)
+            for number, stage in found["stages"].items()
+            for field, value in stage.items()
+            if value != default["stages"][number][field]
+        }
+        if found["student"] != default["student"]:
+            changed.add(("student", "layers"))
+        assert changed, name
+        named = {
+            *(("student", field) for field in variant.changes.get("student", {})),
+            *(
+                (number, field)
+                for number, fields in variant.changes.get("stages", {}).items()
+                for field in fields
+            ),
+        }
+        assert changed <= named, name
+
+
+def test_a_variant_keeps_what_it_does_not_name() -> None:
+    book = recipe_of(VARIANTS["heads fitted without a focus"], (0, 1, 5))
+    fc2 = book.stage(3).heads["fc2"]
+    assert (fc2.similarity, fc2.focus) == (200, 1e6)
+    assert book.stage(2) == recipe_of(ARMS["default"], (0, 1, 5)).stage(2)
+    assert recipe_of(VARIANTS["layers 0, 4, 5"], (0, 1, 5)).student.layers == (0, 4, 5)
 
 
 def test_what_was_prepared_is_not_made_again(material: Material, corpora: Path) -> None:

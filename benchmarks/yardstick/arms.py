@@ -9,14 +9,16 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from cli.recipe import Recipe, load
 from student.run import versions
+from student.spec import StudentSpec
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -52,6 +54,8 @@ class Arm:
     what: str
     recipe: Path | None = None
     loss: Literal["MSELoss", "EmbedDistillLoss"] | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Of the recipe, by `student` and `stages`."""
 
     @property
     def trains(self) -> bool:
@@ -84,12 +88,36 @@ ARMS: Mapping[str, Arm] = {
     )
 }
 
+VARIANTS: Mapping[str, Arm] = {
+    found["name"]: Arm(
+        found["name"],
+        "recipes/default.toml with one thing changed",
+        recipe=ARMS["default"].recipe,
+        changes=found["change"],
+    )
+    for found in tomllib.loads((HERE / "variants.toml").read_text(encoding="utf-8"))["variants"]
+}
+"""What was tried beside the default."""
+
 
 def recipe_of(arm: Arm, layers: tuple[int, ...]) -> Recipe:
-    """An arm's recipe for a student of these layers; its stages are those that it names."""
+    """An arm's recipe for a student of these layers; its stages are those that it names.
+
+    A variant that says which layers the student keeps has those.
+    """
     assert arm.recipe is not None
     book, _ = load(arm.recipe)
-    return book.model_copy(update={"student": book.student.model_copy(update={"layers": layers})})
+    student = {"layers": layers, **arm.changes.get("student", {})}
+    stages = {number: {**fields} for number, fields in book.stages.items()}
+    for number, fields in arm.changes.get("stages", {}).items():
+        old = stages[int(number)]
+        heads = {
+            head: {**old["heads"].get(head, {}), **weights}
+            for head, weights in fields.get("heads", {}).items()
+        }
+        stages[int(number)] = {**old, **fields, "heads": {**old["heads"], **heads}}
+    values = {**book.student.model_dump(), **student}
+    return book.model_copy(update={"student": StudentSpec.model_validate(values), "stages": stages})
 
 
 def lengths_of(arm: Arm, layers: tuple[int, ...]) -> dict[str, int]:
@@ -100,11 +128,16 @@ def lengths_of(arm: Arm, layers: tuple[int, ...]) -> dict[str, int]:
     return {str(number): book.stage(number).steps for number in sorted(book.stages)}
 
 
+def arm_of(name: str) -> Arm:
+    """An arm or a variant by its name."""
+    return ARMS[name] if name in ARMS else VARIANTS[name]
+
+
 def own_rate(arm: str, layers: tuple[int, ...]) -> float:
     """The learning rate that an arm's recipe has, or the example of its library."""
-    if ARMS[arm].recipe is None:
+    if arm_of(arm).recipe is None:
         return EXAMPLE_RATE
-    book = recipe_of(ARMS[arm], layers)
+    book = recipe_of(arm_of(arm), layers)
     return max(book.stage(number).learning_rate for number in book.stages)
 
 

@@ -7,13 +7,14 @@ version or the code has made stale has another name.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from student.durable import replace_text
-from yardstick.arms import ARMS, Arm, digest, facts_of
+from yardstick.arms import Arm, arm_of, digest, facts_of
 
 Purpose = Literal["calibrate", "tune", "train", "long"]
 
@@ -40,12 +41,13 @@ class Job:
     def name(self) -> str:
         """For people, and for files."""
         layers = "-".join(map(str, self.layers))
-        return f"{self.purpose}-{self.arm}-{layers}-{self.rate:g}-seed{self.seed}"
+        arm = re.sub(r"[^a-z0-9]+", "-", self.arm.lower())
+        return f"{self.purpose}-{arm}-{layers}-{self.rate:g}-seed{self.seed}"
 
     @property
     def of(self) -> Arm:
         """The arm."""
-        return ARMS[self.arm]
+        return arm_of(self.arm)
 
     def decided_by(self) -> dict[str, Any]:
         """All that decides the outcome but the material."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from yardstick.arms import ARMS, WIDTHS, bf16, versions_used
+from yardstick.arms import ARMS, WIDTHS, arm_of, bf16, versions_used
 from yardstick.caches import MAX_TOKENS, TEACHER, Material
 from yardstick.ledger import Job
 from yardstick.tuning import best_rate
@@ -47,7 +47,11 @@ class Finding:
 
 def report(setting: Setting, findings: Sequence[Finding], longest: Finding | None) -> list[str]:
     """The lines of the report, in Markdown."""
-    lines = list(_head(setting))
+    lines = [
+        *head(setting, "Which recipe keeps most of a teacher for the same work?"),
+        "",
+        *_arms(),
+    ]
     for layers in dict.fromkeys(finding.layers for finding in findings):
         of_student = [finding for finding in findings if finding.layers == layers]
         lines += ["", f"## The student of {len(layers)} layers ({_listed(layers)} of six)", ""]
@@ -62,11 +66,12 @@ def report(setting: Setting, findings: Sequence[Finding], longest: Finding | Non
     return lines
 
 
-def _head(setting: Setting) -> Iterator[str]:
+def head(setting: Setting, title: str) -> Iterator[str]:
+    """The title of a report, and how it was measured."""
     reader = setting.material.reader
     versions = ", ".join(f"{name} {version}" for name, version in versions_used().items())
     counts = {task.name: len(task.queries) for task in setting.material.tasks(setting.tasks)}
-    yield "# Which recipe keeps most of a teacher for the same work?"
+    yield f"# {title}"
     yield ""
     yield (
         f"Hardware: {os.cpu_count()} CPU cores ({platform.machine()}), {setting.jobs} trainings at "
@@ -80,8 +85,7 @@ def _head(setting: Setting) -> Iterator[str]:
         f"{len(reader.train_rows):,} training texts (WordNet's definitions and examples, books and "
         f"Wikipedia in pieces of one to three sentences), {len(reader.held_out_rows):,} held out. "
         f"Every training takes {setting.budget:.0f} CPU seconds of one thread: steps, and heads "
-        "that are solved before them. Learning rates are each arm's own, the best of those tried "
-        f"for {setting.tuning:.0f} CPU seconds on the tasks of `dev`."
+        "that are solved before them."
     )
     yield ""
     asked = "; ".join(f"{name} ({count:,} queries)" for name, count in counts.items())
@@ -91,11 +95,13 @@ def _head(setting: Setting) -> Iterator[str]:
         "at its full width; ± is the standard deviation over seeds, in brackets the standard error "
         "over queries. Asymmetric: the student's queries among the teacher's documents."
     )
-    yield ""
+
+
+def _arms() -> Iterator[str]:
     yield "| arm | what it is |"
     yield "|---|---|"
     for arm in ARMS.values():
-        yield _row(arm.name, arm.what)
+        yield row(arm.name, arm.what)
 
 
 def _long(finding: Finding) -> str:
@@ -112,12 +118,12 @@ def _shares(findings: Sequence[Finding]) -> Iterator[str]:
     yield "Share of the teacher's score, mean of the tasks, in %:"
     yield ""
     titles = [f"{name}, {width} wide" for name, width in WIDTHS.items()]
-    yield _row("arm", "learning rate", "steps", "seeds", *titles, "asymmetric", "CPU s", "wall s")
-    yield _row(*["---"] * 10)
+    yield row("arm", "learning rate", "steps", "seeds", *titles, "asymmetric", "CPU s", "wall s")
+    yield row(*["---"] * 10)
     for finding in findings:
-        trained = ARMS[finding.arm].trains
+        trained = arm_of(finding.arm).trains
         steps = " + ".join(f"{count:,}" for count in finding.job.steps.values())
-        yield _row(
+        yield row(
             finding.arm,
             f"{finding.job.rate:g}" if trained else "-",
             steps or "-",
@@ -135,15 +141,15 @@ def _differences(findings: Sequence[Finding]) -> Iterator[str]:
         return
     yield "The default less each arm, in points of the same means (± of the difference):"
     yield ""
-    yield _row("arm", *WIDTHS, "asymmetric")
-    yield _row(*["---"] * (len(WIDTHS) + 2))
+    yield row("arm", *WIDTHS, "asymmetric")
+    yield row(*["---"] * (len(WIDTHS) + 2))
     for finding in others:
         cells = []
         for name in (*WIDTHS, "asymmetric"):
             mine, theirs = _mean_shares(ours, name), _mean_shares(finding, name)
             spread = sum(statistics.variance(each) for each in (mine, theirs) if len(each) > 1)
             cells.append(f"{100 * (_mean(mine) - _mean(theirs)):+.2f} ± {100 * spread**0.5:.2f}")
-        yield _row(finding.arm, *cells)
+        yield row(finding.arm, *cells)
     yield ""
 
 
@@ -151,16 +157,16 @@ def _tasks(findings: Sequence[Finding]) -> Iterator[str]:
     tasks = findings[0].results[0]["figures"]["tasks"]
     yield "The same, task by task, FC1 (in the first line the teacher's nDCG@10):"
     yield ""
-    yield _row("arm", *tasks)
-    yield _row(*["---"] * (len(tasks) + 1))
-    yield _row("the teacher", *(f"{figures['teacher']:.4f}" for figures in tasks.values()))
+    yield row("arm", *tasks)
+    yield row(*["---"] * (len(tasks) + 1))
+    yield row("the teacher", *(f"{figures['teacher']:.4f}" for figures in tasks.values()))
     for finding in findings:
         cells = []
         for task in tasks:
             of_task = [result["figures"]["tasks"][task]["fc1"] for result in finding.results]
             error = _mean([figures["standard_error"] for figures in of_task])
             cells.append(f"{_spread([f['share'] for f in of_task])} ({100 * error:.2f})")
-        yield _row(finding.arm, *cells)
+        yield row(finding.arm, *cells)
 
 
 def _heads(findings: Sequence[Finding]) -> Iterator[str]:
@@ -168,15 +174,15 @@ def _heads(findings: Sequence[Finding]) -> Iterator[str]:
     yield "What the reduced vectors keep of FC1's score, in %, on the mean and on the worst task:"
     yield ""
     titles = [f"{name}, {which}" for name in reduced for which in ("mean", "worst")]
-    yield _row("arm", *titles)
-    yield _row(*["---"] * (len(titles) + 1))
+    yield row("arm", *titles)
+    yield row(*["---"] * (len(titles) + 1))
     for finding in findings:
         cells = [
             _spread([result["figures"]["of fc1"][name][which] for result in finding.results])
             for name in reduced
             for which in ("mean", "worst")
         ]
-        yield _row(finding.arm, *cells)
+        yield row(finding.arm, *cells)
 
 
 def _retention(findings: Sequence[Finding]) -> Iterator[str]:
@@ -186,8 +192,8 @@ def _retention(findings: Sequence[Finding]) -> Iterator[str]:
     )
     yield ""
     titles = [f"{name}: {what}" for name in WIDTHS for what in ("order", "neighbours")]
-    yield _row("arm", "fc1: cosine", *titles)
-    yield _row(*["---"] * (len(titles) + 2))
+    yield row("arm", "fc1: cosine", *titles)
+    yield row(*["---"] * (len(titles) + 2))
     for finding in findings:
         kept = [result["figures"]["retention"] for result in finding.results]
         cosine = _spread([figures["fc1"]["cosine"] for figures in kept])
@@ -196,18 +202,19 @@ def _retention(findings: Sequence[Finding]) -> Iterator[str]:
             for name in WIDTHS
             for what in ("order", "neighbours")
         ]
-        yield _row(finding.arm, cosine, *others)
+        yield row(finding.arm, cosine, *others)
 
 
 def _rates(setting: Setting, findings: Sequence[Finding]) -> Iterator[str]:
     yield (
-        f"{setting.tuning:.0f} CPU seconds, one seed, the tasks of `dev`: FC1's mean share of the "
-        "teacher's score, in %. The rate is the largest of an arm's stages."
+        "Learning rates are each arm's own, the best of those tried for "
+        f"{setting.tuning:.0f} CPU seconds, with one seed, on the tasks of `dev`: FC1's mean share "
+        "of the teacher's score, in %. The rate is the largest of an arm's stages."
     )
     yield ""
     rates = sorted({rate for finding in findings for rate in finding.rates})
-    yield _row("layers", "arm", *(f"{rate:g}" for rate in rates))
-    yield _row(*["---"] * (len(rates) + 2))
+    yield row("layers", "arm", *(f"{rate:g}" for rate in rates))
+    yield row(*["---"] * (len(rates) + 2))
     for finding in findings:
         if finding.rates:
             best = best_rate(finding.rates)
@@ -217,7 +224,7 @@ def _rates(setting: Setting, findings: Sequence[Finding]) -> Iterator[str]:
                 else f"{100 * finding.rates[rate]:.2f}"
                 for rate in rates
             ]  # fmt: skip
-            yield _row(_listed(finding.layers), finding.arm, *cells)
+            yield row(_listed(finding.layers), finding.arm, *cells)
 
 
 def _mean_shares(finding: Finding, name: str) -> list[float]:
@@ -247,5 +254,6 @@ def _listed(layers: Sequence[int]) -> str:
     return ", ".join(map(str, layers))
 
 
-def _row(*cells: str) -> str:
+def row(*cells: str) -> str:
+    """A row of a table."""
     return "| " + " | ".join(cells) + " |"
