@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,19 @@ import pytest
 from small_caches import write_cache
 from small_corpora import PARAGRAPHS, SPLITS, SYNSETS, write_corpora
 from yardstick import ours, theirs
-from yardstick.arms import ARMS, VARIANTS, WIDTHS, code_digest, facts_of, lengths_of, recipe_of
+from yardstick.arms import ARMS, WIDTHS, code_digest, lengths_of, recipe_of
 from yardstick.budget import Cost, steps_that_fill, work_of
 from yardstick.caches import Material, prepare
 from yardstick.ledger import Job, Ledger
 from yardstick.measure import kept_neighbours, measure, principal, with_principal
 from yardstick.pool import Pool
 from yardstick.scores import ndcg, share_of
+from yardstick.shortlist import recall, shortlist
 from yardstick.summary import Finding, Setting, report
 from yardstick.texts import Texts, read, split_of
 from yardstick.tried import tried
 from yardstick.tuning import FIRST, LADDER, best_rate, next_rates
+from yardstick.work import remembering
 
 from student.encoding import FloatArray, unit
 from student.encoding import encode as encode_by
@@ -266,6 +269,8 @@ def test_the_teacher_keeps_all_of_itself(material: Material) -> None:
     assert figures["of fc1"]["fc3"]["worst"] <= figures["of fc1"]["fc3"]["mean"] < 1
     assert figures["retention"]["fc3"]["order"] < 0.999
     job = Job("train", "default", (0, 2, 5), 1e-3, {"2": 5, "3": 1}, tasks="test")
+    figures["shortlist"] = shortlist(remembering(encode), material, "test")
+    assert figures["shortlist"]["fc1"] == {"mean": 1, "worst": 1}
     result = {"figures": figures, "seconds": {"cpu": 1.0, "wall": 2.0}}
     found = [
         Finding(arm, (0, 2, 5), {1e-3: 0.5, 3e-3: 0.6}, job, [result] * 2)
@@ -287,39 +292,6 @@ def test_the_teacher_keeps_all_of_itself(material: Material) -> None:
     assert any(line.startswith("| batches of 32 | 5 + 1 | -3.00 | +0.00 |") for line in lines)
 
 
-def test_each_variant_is_the_default_with_something_else() -> None:
-    layers = (0, 1, 5)
-    default = facts_of(ARMS["default"], layers)
-    for name, variant in VARIANTS.items():
-        found = facts_of(variant, layers)
-        changed = {
-            (number, field)
-            for number, stage in found["stages"].items()
-            for field, value in stage.items()
-            if value != default["stages"][number][field]
-        }
-        if found["student"] != default["student"]:
-            changed.add(("student", "layers"))
-        assert changed, name
-        named = {
-            *(("student", field) for field in variant.changes.get("student", {})),
-            *(
-                (number, field)
-                for number, fields in variant.changes.get("stages", {}).items()
-                for field in fields
-            ),
-        }
-        assert changed <= named, name
-
-
-def test_a_variant_keeps_what_it_does_not_name() -> None:
-    book = recipe_of(VARIANTS["heads fitted without a focus"], (0, 1, 5))
-    fc2 = book.stage(3).heads["fc2"]
-    assert (fc2.similarity, fc2.focus) == (200, 1e6)
-    assert book.stage(2) == recipe_of(ARMS["default"], (0, 1, 5)).stage(2)
-    assert recipe_of(VARIANTS["layers 0, 4, 5"], (0, 1, 5)).student.layers == (0, 4, 5)
-
-
 def test_what_was_prepared_is_not_made_again(material: Material, corpora: Path) -> None:
     files = {path: path.stat().st_mtime_ns for path in material.folder.rglob("*.json*")}
     again = prepare(
@@ -329,6 +301,31 @@ def test_what_was_prepared_is_not_made_again(material: Material, corpora: Path) 
     assert {path: path.stat().st_mtime_ns for path in again.folder.rglob("*.json*")} == files
     assert len(material.reader) == 240
     assert 10 < len(material.reader.held_out_rows) < 40
+
+
+def test_a_short_list_holds_the_right_document_or_not() -> None:
+    rng = np.random.default_rng(0)
+    documents = rng.normal(size=(300, 8)).astype(np.float32)
+    queries = documents + rng.normal(size=(300, 8)).astype(np.float32) * 1.5
+    kept = [
+        sum(unit(documents) @ unit(query[None])[0] > unit(documents)[own] @ unit(query[None])[0])
+        < 100
+        for own, query in enumerate(queries)
+    ]
+    assert 0.5 < np.mean(kept) < 1
+    assert recall(queries, documents) == pytest.approx(np.mean(kept))
+
+
+def test_texts_are_encoded_once() -> None:
+    asked = []
+
+    def encode(texts: Sequence[str]) -> dict[str, FloatArray]:
+        asked.append(list(texts))
+        return {"fc1": np.ones((len(texts), 2), np.float32)}
+
+    again = remembering(encode)
+    assert [len(again(texts)["fc1"]) for texts in (["a", "b"], ["b"], ["a", "b"])] == [2, 1, 2]
+    assert asked == [["a", "b"], ["b"]]
 
 
 def test_neighbours_are_those_of_a_full_sort() -> None:

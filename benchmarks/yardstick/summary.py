@@ -13,6 +13,7 @@ from typing import Any
 from yardstick.arms import ARMS, WIDTHS, arm_of, bf16, versions_used
 from yardstick.caches import MAX_TOKENS, TEACHER, Material
 from yardstick.ledger import Job
+from yardstick.shortlist import LENGTH
 from yardstick.tuning import best_rate
 
 Result = Mapping[str, Any]
@@ -170,17 +171,26 @@ def _tasks(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _heads(findings: Sequence[Finding]) -> Iterator[str]:
-    reduced = [name for name in WIDTHS if name != "fc1"]
-    yield "What the reduced vectors keep of FC1's score, in %, on the mean and on the worst task:"
+    yield (
+        "What the reduced vectors keep of FC1's, in %, on the mean and on the worst task: of its "
+        f"score, and, as a list of {LENGTH} candidates that FC1 puts in order, of its "
+        f"recall@{LENGTH}:"
+    )
     yield ""
-    titles = [f"{name}, {which}" for name in reduced for which in ("mean", "worst")]
-    yield row("arm", *titles)
-    yield row(*["---"] * (len(titles) + 1))
+    columns = [
+        (of, name, which)
+        for name in WIDTHS
+        if name != "fc1"
+        for of in ("of fc1", "shortlist")
+        for which in ("mean", "worst")
+    ]
+    names = {"of fc1": "score", "shortlist": f"recall@{LENGTH}"}
+    yield row("arm", *(f"{name}: {names[of]}, {which}" for of, name, which in columns))
+    yield row(*["---"] * (len(columns) + 1))
     for finding in findings:
         cells = [
-            _spread([result["figures"]["of fc1"][name][which] for result in finding.results])
-            for name in reduced
-            for which in ("mean", "worst")
+            _spread([result["figures"][of][name][which] for result in finding.results])
+            for of, name, which in columns
         ]
         yield row(finding.arm, *cells)
 

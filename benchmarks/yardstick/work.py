@@ -11,13 +11,18 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yardstick.arms import PCA_ROWS, WIDTHS, bf16, recipe_of
 from yardstick.caches import INIT, MAX_TOKENS, Material
 from yardstick.ledger import Job, Ledger
+
+if TYPE_CHECKING:
+    from student.encoding import FloatArray
+    from yardstick.ours import Encode
 
 
 def carry_out(job: Job, material: Material, out: Path) -> dict[str, Any]:
@@ -28,6 +33,7 @@ def carry_out(job: Job, material: Material, out: Path) -> dict[str, Any]:
     from teacher_cache.models import locate
     from yardstick import ours, theirs
     from yardstick.measure import FULL, measure, principal, with_principal
+    from yardstick.shortlist import shortlist
 
     torch.set_num_threads(job.threads)
     quiet_libraries()
@@ -59,8 +65,23 @@ def carry_out(job: Job, material: Material, out: Path) -> dict[str, Any]:
             rows = reader.train_rows[:PCA_ROWS]
             projections = principal(reader.vectors(rows).astype("float32"), [*missing.values()])
             encode = with_principal(encode, missing, projections)
-        result["figures"] = measure(encode, material, job.tasks)
+        encode = remembering(encode)
+        figures = measure(encode, material, job.tasks)
+        result["figures"] = {**figures, "shortlist": shortlist(encode, material, job.tasks)}
     return result
+
+
+def remembering(encode: Encode) -> Encode:
+    """The same encoder, that gives the texts it had before as it gave them then."""
+    known: dict[tuple[str, ...], dict[str, FloatArray]] = {}
+
+    def vectors(texts: Sequence[str]) -> dict[str, FloatArray]:
+        key = tuple(texts)
+        if key not in known:
+            known[key] = encode(texts)
+        return known[key]
+
+    return vectors
 
 
 def _end_with_parent() -> None:
