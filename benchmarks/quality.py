@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from reports import publish
 from yardstick.arms import ARMS, VARIANTS, arm_of, lengths_of, own_rate
-from yardstick.budget import Cost, steps_that_fill
+from yardstick.budget import Cost, mean_cost, steps_that_fill
 from yardstick.caches import Material, prepare
 from yardstick.ledger import Job, Ledger
 from yardstick.pool import Pool
@@ -59,8 +59,8 @@ START, TIMING, ENCODING = 15.0, 15.0, 0.0025
 class Size:
     """How much is done: `budget` and `tuning` in CPU seconds of one thread.
 
-    Learning rates are a few, the same for all, or with `widen` each arm's own and as many more as
-    it takes for the best to lie between two others.
+    Learning rates are a few, the same for all, and each arm's own; with `widen` as many more as it
+    takes for the best to lie between two others.
     """
 
     texts: int
@@ -75,7 +75,7 @@ class Size:
 
 FULL = Size(
     texts=60_000, queries=3000, dev_queries=1500, students=((0, 1, 5), (0, 5)), seeds=3,
-    budget=200, tuning=50, widen=True,
+    budget=200, tuning=60, widen=True,
 )  # fmt: skip
 QUICK = Size(
     texts=16_000, queries=1000, dev_queries=500, students=((0, 1, 5),), seeds=1,
@@ -115,7 +115,7 @@ class Yardstick:
         students = [(arm, layers) for arm in ("default", *variants)]
         self.pool.later = sum(self._final_seconds(arm) * self.size.seeds for arm, _ in students)
         self.pool.results([self.timing(*student) for student in students])
-        jobs = {student: self.final(student, {own_rate(*student): 1.0}) for student in students}
+        jobs = {student: self.final(student, {}) for student in students}
         self.pool.later = 0.0
         self.pool.results([job for row in zip(*jobs.values(), strict=True) for job in row])
         return [
@@ -129,24 +129,28 @@ class Yardstick:
         seconds = START + TIMING * len(steps)
         return Job("calibrate", arm, layers, FIRST[1], steps, threads=threads, seconds=seconds)
 
-    def steps(self, arm: str, layers: Layers, seconds: float, threads: int = 1) -> dict[str, int]:
-        """The steps that fill so many seconds: of CPU time, or by the clock for several threads."""
-        if not arm_of(arm).trains:
-            return {}
-        (found,) = self.pool.results([self.timing(arm, layers, threads)])
-        clock = "cpu" if threads == 1 else "wall"
-        costs = {stage: Cost(**cost[clock]) for stage, cost in found["costs"].items()}
-        return steps_that_fill(seconds, costs, lengths_of(arm_of(arm), layers))
+    def steps(self, student: Student, seconds: float, timed: list[Job]) -> dict[str, int]:
+        """The steps that fill so many seconds, by what these jobs took.
+
+        Seconds are of CPU time, or by the clock where the jobs have several threads.
+        """
+        clock = "cpu" if timed[0].threads == 1 else "wall"
+        found = [result["costs"] for result in self.pool.results(timed)]
+        costs = {
+            stage: mean_cost([Cost(**costs[stage][clock]) for costs in found]) for stage in found[0]
+        }
+        return steps_that_fill(seconds, costs, lengths_of(arm_of(student[0]), student[1]))
 
     def tuned(self, students: list[Student]) -> dict[Student, Rates]:
         """The scores of the learning rates tried."""
         scores: dict[Student, Rates] = {student: {} for student in students}
         while True:
-            asked = [
-                (student, rate)
+            tries = [
+                [(student, rate) for rate in self._rates_to_try(student, scores[student])]
                 for student in students
-                for rate in self._rates_to_try(student, scores[student])
             ]
+            # One of each arm at a time: an hour in which the machine is slow is everybody's.
+            asked = [each for row in zip_longest(*tries) for each in row if each]
             if not asked:
                 return scores
             jobs = [self._trial(*student, rate) for student, rate in asked]
@@ -156,8 +160,12 @@ class Yardstick:
     def final(self, student: Student, rates: Rates) -> list[Job]:
         """The jobs that are reported, one a seed, at the best of the rates tried."""
         arm, layers = student
-        steps = self.steps(arm, layers, self.size.budget)
-        rate = best_rate(rates) if rates else 0.0
+        steps: dict[str, int] = {}
+        if arm_of(arm).trains:
+            # Trials are longer than a calibration, and more: what a step costs varies.
+            timed = [self._trial(*student, rate) for rate in rates] or [self.timing(*student)]
+            steps = self.steps(student, self.size.budget, timed)
+        rate = best_rate(rates) if rates else own_rate(*student)
         seconds = self._final_seconds(arm)
         return [
             Job("train", arm, layers, rate, steps, seed, tasks=self.tasks, seconds=seconds)
@@ -165,12 +173,10 @@ class Yardstick:
         ]
 
     def _rates_to_try(self, student: Student, scores: Rates) -> tuple[float, ...]:
-        if self.size.widen:
-            return next_rates(scores, own_rate(*student))
-        return () if scores else FIRST
+        return () if scores and not self.size.widen else next_rates(scores, own_rate(*student))
 
     def _trial(self, arm: str, layers: Layers, rate: float) -> Job:
-        steps = self.steps(arm, layers, self.size.tuning)
+        steps = self.steps((arm, layers), self.size.tuning, [self.timing(arm, layers)])
         seconds = self._trial_seconds
         return Job("tune", arm, layers, rate, steps, tasks="dev", seconds=seconds)
 
@@ -194,7 +200,7 @@ def long_run(yardstick: Yardstick, material: Material, minutes: float, cores: in
     rates = yardstick.tuned([student])[student]
     ledger = Ledger(yardstick.pool.ledger.folder, material.name)
     alone = replace(yardstick, pool=Pool(ledger, material, parallel=1))
-    steps = alone.steps(*student, 60 * minutes, cores)
+    steps = alone.steps(student, 60 * minutes, [alone.timing(*student, threads=cores)])
     seconds = START + 60 * minutes + 4 * ENCODING * yardstick.size.queries
     job = Job(
         "long", *student, best_rate(rates), steps, tasks=yardstick.tasks, threads=cores,

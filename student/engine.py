@@ -111,8 +111,11 @@ class Engine:
         student.to(self.accelerator.device)
         if self.bf16 and self.accelerator.device.type == "cpu":
             attend_in_fp32(student.text)
+            if student.vision is not None:
+                attend_in_fp32(student.vision.encoder)
         if self.name == "FSDP2":
-            _shard(student, trained, self.accelerator.device)
+            solved = student.parameters_of(tuple(spec.closed_form))
+            _shard(student, {**trained, **solved}, self.accelerator.device)
         parameters = dict(student.named_parameters())
         self.trained = {name: parameters[name] for name in trained}
         optimizer = torch.optim.AdamW(
@@ -217,15 +220,18 @@ class Engine:
         return self.optimizer.optimizer
 
 
-def _shard(student: Student, trained: Mapping[str, nn.Parameter], device: torch.device) -> None:
-    """Shard a student in place: a unit for each head and each layer, and one for the rest."""
+def _shard(student: Student, agreed: Mapping[str, nn.Parameter], device: torch.device) -> None:
+    """Shard a student in place: a unit for each head and each layer, and one for the rest.
+
+    Parameters to be `agreed` on are the first process's: a closed form is solved by every process,
+    and shards must come from one of the solutions.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     if not dist.is_initialized():  # one process, told to shard
         raise StudentError("FSDP needs a launcher: accelerate launch --config_file …/fsdp.yaml")
-    for parameter in trained.values():
-        # A closed form is solved by every process: shards must come from one of the solutions.
+    for parameter in agreed.values():
         dist.broadcast(parameter.data, 0)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     layers = () if isinstance(student.text, Unloaded) else body_layers(student.text)

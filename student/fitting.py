@@ -19,6 +19,8 @@ from student.losses import TeacherBatch, similarity_loss
 STEPS = 1000
 BATCH = 512
 LEARNING_RATE = 1e-2
+START_ROWS = 65_536
+"""Rows, the first ones, whose principal directions the map begins as."""
 
 
 def fitted(
@@ -27,11 +29,12 @@ def fitted(
     """The map [D, T] from the teachers' vectors to narrower ones.
 
     It begins as their principal directions, and takes `STEPS` steps of Adam on the similarity loss
-    of random batches. The same rows and seed give the same map.
+    of random batches. The same rows and seed give the same map. Vectors stay as they are stored:
+    beside them memory holds `START_ROWS` of them in fp32.
     """
     generator = torch.Generator().manual_seed(seed)
     vectors_NT = torch.from_numpy(target_NT)
-    map_DT = _principal(vectors_NT, width, seed).requires_grad_()
+    map_DT = _principal(vectors_NT[:START_ROWS], width, seed).requires_grad_()
     optimizer = torch.optim.Adam([map_DT], lr=LEARNING_RATE)
     for step in range(STEPS):
         for group in optimizer.param_groups:

@@ -44,7 +44,7 @@ def plan(
     start = start_of(run)
     student = _skeleton(run, reader, init, seeing)
     rows = len(reader.train_rows) if seeing is None else len(seeing.pairs.train)
-    if (chosen := rows_to_train_on(reader, run.spec)) is not None:
+    if (chosen := rows_to_train_on(reader, run.spec, run.teachers)) is not None:
         rows = len(chosen)
     _check(run, reader, init, student, _heads_trained_before(run))
     trained = student.parameters_of(run.spec.trains)
@@ -85,11 +85,13 @@ def check_model(
     Raises:
         StageError: a parameter group that matches nothing, parameters that no loss reaches, a
             closed form that the head or the model does not allow, an FC1 to learn from that
-            nothing has trained, or images to learn from a head that nothing has.
+            nothing has trained, images to learn from a head that nothing has, or fewer than a
+            batch of short texts.
         StudentError: the start of the stage is not there, or the model has no such layers.
     """
     before = _heads_trained_before(run) if trained_before is None else trained_before
     _check(run, reader, init, _skeleton(run, reader, init, seeing), before)
+    rows_to_train_on(reader, run.spec, run.teachers)
 
 
 def _check(
@@ -127,6 +129,13 @@ def _check(
             raise StageError(
                 f"{head} is {student.head_widths[head]} wide, the student's pooled state "
                 f"{student.hidden}: a closed form has at most as many directions"
+            )
+        found = min(reader.width(run.teachers), spec.closed_form_rows, len(reader.train_rows))
+        if way == "fitted" and student.head_widths[head] > found:
+            raise StageError(
+                f"{head} is {student.head_widths[head]} wide, but the cached vectors that it is to "
+                f"be fitted to have at most {found} directions (the target's width, "
+                "closed_form_rows, the rows to train on)"
             )
         if way == "identity" and student.head_widths[head] != student.hidden:
             raise StageError(

@@ -123,8 +123,8 @@ class StageSpec(BaseModel):
     window_shards: Annotated[int, Field(gt=0)] = Field(16, description="shards in a window")
     longest: Annotated[int, Field(gt=0)] | None = Field(
         None,
-        description="only texts of at most so many tokens, as the teachers counted them: short "
-        "texts are cheap, and a student that learns from many of them knows long ones too",
+        description="only texts of at most so many tokens, by the teachers' largest count: short "
+        "texts are cheap, and in the same time there are more of them",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="of the learning rate after warm-up: down to 0, or `constant`"
@@ -277,7 +277,7 @@ def _with_heads(spec: StageSpec, heads: Mapping[str, LossWeights]) -> StageSpec:
 
 
 def with_weights(spec: StageSpec, weights: Mapping[str, float]) -> StageSpec:
-    """The same stage with these weights (or the margin) on every head that had them.
+    """The same stage with these weights (or margin, temperature, focus) on all its heads.
 
     A weight that is 0 for a head by design (the cosine of a reduced head) stays 0. A head whose
     losses then all have weight 0 has no part in the stage.

@@ -115,7 +115,7 @@ def train(
         inputs = (
             states_of(reader) if kept_states else texts_of(reader, student, run.spec.micro_batch)
         )
-        rows = rows_to_train_on(reader, run.spec)
+        rows = rows_to_train_on(reader, run.spec, run.teachers)
         teachers = None if run.teachers == reader.teachers else run.teachers
         samples = cached(reader, inputs, rows, teachers)
     loop = _Loop(

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_vision import IMAGE_TOKENS, SIDE, write_siglip
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from student.attention import attend_in_fp32
 from student.body import load_body
+from student.jasper import load_image_side
 from student.model import Student, create
-from student.spec import StudentSpec
+from student.spec import StudentSpec, VisionSpec
 
 TEXTS = ["one", "two and three", "a longer one, of more words than the others"]
 
@@ -56,6 +58,18 @@ def test_attention_alone_is_computed_in_fp32(student: Student) -> None:
     found.square().sum().backward()
     layers = [p.grad for n, p in student.text.named_parameters() if "layer." in n]
     assert all(gradient is not None and gradient.any() for gradient in layers)
+
+
+def test_a_vision_model_attends_in_fp32_too(tmp_path: Path) -> None:
+    vision = load_image_side(
+        write_siglip(tmp_path / "siglip"), 24, VisionSpec(image_tokens=IMAGE_TOKENS)
+    )
+    pixels = torch.rand(2, 3, SIDE, SIDE) * 255
+    for dtype in (torch.bfloat16, torch.float32):
+        with Attention() as attention, torch.autocast("cpu", dtype=torch.bfloat16):
+            vision(pixels)
+        assert attention.dtypes == {dtype}
+        attend_in_fp32(vision.encoder)
 
 
 @torch.inference_mode()

@@ -53,6 +53,12 @@ OFF = {"cosine": 0, "similarity": 0, "relative": 0}
             {"trains": ["fc2"], "heads": {"fc1": OFF, "fc2": {"target": "fc1"}}},
             "fc2 is to learn from FC1, which no stage has trained yet",
         ),
+        (3, {"longest": 2}, "only 0 of at most 2 tokens: the least that gives a batch is longest"),
+        (
+            3,
+            {"closed_form": {"fc2": "fitted"}, "closed_form_rows": 5},
+            "fc2 is 6 wide, but the cached vectors that it is to be fitted to have at most 5 dir",
+        ),
     ],
 )
 def test_stage_that_does_not_fit_the_model_is_refused_before_its_weights_are_loaded(

@@ -10,7 +10,8 @@ from student import batches as under_test
 from student.batches import batches, cached, states_of, texts_of
 from student.model import create
 from student.order import Order
-from student.rows import rows_to_train_on
+from student.rows import Rows
+from student.rows import rows_to_train_on as of_teachers
 from student.spec import StudentSpec
 from student.stages import StageError, StageSpec, stage
 from teacher_cache.format import shard_path
@@ -26,6 +27,11 @@ def spec(longest: int | None, batch_size: int = 8) -> StageSpec:
     return stage(3, {"longest": longest, "batch_size": batch_size})
 
 
+def rows_to_train_on(reader: CacheReader, spec: StageSpec) -> Rows | None:
+    """Of all the cache's teachers."""
+    return of_teachers(reader, spec, reader.teachers)
+
+
 def test_rows_are_those_whose_texts_are_short_enough(reader: CacheReader) -> None:
     lengths = [int(reader.tokens([row]).max()) for row in reader.train_rows]
     for longest in (min(lengths) + 20, 110, max(lengths) - 1, max(lengths)):
@@ -36,10 +42,25 @@ def test_rows_are_those_whose_texts_are_short_enough(reader: CacheReader) -> Non
     assert rows_to_train_on(reader, spec(None)) is None
 
 
+def test_a_teacher_that_is_not_asked_counts_no_tokens(reader: CacheReader) -> None:
+    counts = reader.tokens(reader.train_rows)
+    assert (counts[:, 0] != counts[:, 1]).any()
+    for place, teacher in enumerate(reader.teachers):
+        longest = int(np.median(counts[:, place]))
+        found = of_teachers(reader, spec(longest), [teacher])
+        assert found is not None
+        assert found.tolist() == np.flatnonzero(counts[:, place] <= longest).tolist()
+
+
 def test_fewer_than_a_batch_are_refused_with_what_would_do(reader: CacheReader) -> None:
-    most = reader.tokens(reader.train_rows).max()
-    with pytest.raises(StageError, match=rf"only 0 of at most 1 tokens.*up to {most} here"):
+    with pytest.raises(StageError, match="only 0 of at most 1 tokens") as error:
         rows_to_train_on(reader, spec(1))
+    enough = int(str(error.value).rpartition(" = ")[2])
+    found = rows_to_train_on(reader, spec(enough))
+    assert found is not None
+    assert len(found) >= 8
+    with pytest.raises(StageError):
+        rows_to_train_on(reader, spec(enough - 1))
 
 
 def test_an_epoch_has_each_short_text_once_with_its_own_target(

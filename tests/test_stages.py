@@ -157,12 +157,12 @@ def test_learning_rate_warms_up_linearly_and_follows_its_schedule(schedule: str)
         ({"closed_form": ["fc9"]}, "closed_form names 'fc9'; the student has fc1, fc2, fc3, fc4"),
         (
             {"closed_form": {"fc1": "fitted"}},
-            "fc1 can begin as ridge, copy or iden",
+            "fc1 can begin as ridge, copy or identity, not as fitted",
         ),
         ({"closed_form": {"fc2": "copy"}}, "fc2 can begin as principal or fitted, not as copy"),
         (
             {"closed_form": {"fc2": "identity"}},
-            "fc2 can begin as principal or fitted",
+            "fc2 can begin as principal or fitted, not as identity",
         ),
         (
             {"closed_form": {"fc1": "principal"}},

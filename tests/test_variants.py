@@ -1,4 +1,4 @@
-"""What is tried beside the default recipe is one thing at a time."""
+"""What is tried beside the default recipe is that recipe but for what it names."""
 
 from __future__ import annotations
 

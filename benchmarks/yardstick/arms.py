@@ -29,9 +29,11 @@ WIDTHS = {"fc1": 384, "fc2": 128, "fc3": 64}
 PCA_ROWS = 20_000
 """Rows for the principal components: as many as sentence-transformers' own example takes."""
 
+EXAMPLE_RATE, EXAMPLE_BATCH = 1e-4, 64
+"""Learning rate and batch in sentence-transformers' example."""
 
-EXAMPLE_RATE = 1e-4
-"""The learning rate in sentence-transformers' example."""
+MEASURING = ("work", "stopwatch", "measure", "scores", "shortlist")
+"""The files, beside an arm's own, that decide what is found about it."""
 
 
 def bf16() -> bool:
@@ -128,6 +130,14 @@ def lengths_of(arm: Arm, layers: tuple[int, ...]) -> dict[str, int]:
     return {str(number): book.stage(number).steps for number in sorted(book.stages)}
 
 
+def batches_of(arm: Arm, layers: tuple[int, ...]) -> dict[str, int]:
+    """The texts in a step of an arm's stages."""
+    if arm.recipe is None:
+        return {"train": EXAMPLE_BATCH}
+    book = recipe_of(arm, layers)
+    return {str(number): book.stage(number).batch_size for number in sorted(book.stages)}
+
+
 def arm_of(name: str) -> Arm:
     """An arm or a variant by its name."""
     return ARMS[name] if name in ARMS else VARIANTS[name]
@@ -144,17 +154,24 @@ def own_rate(arm: str, layers: tuple[int, ...]) -> float:
 @cache
 def facts_of(arm: Arm, layers: tuple[int, ...]) -> dict[str, Any]:
     """What decides what an arm gives, besides its material, steps, rate and seed."""
-    own = HERE / ("ours.py" if arm.recipe else "theirs.py")
-    measured = [HERE / "measure.py", HERE / "scores.py"]
-    facts: dict[str, Any] = {"layers": list(layers), "versions": versions_used(), "bf16": bf16()}
+    own = "ours" if arm.recipe else "theirs"
+    code = [HERE / f"{name}.py" for name in (own, *MEASURING)]
+    code += [ROOT / "student" / "encoding.py", ROOT / "student" / "evaluation" / "retention.py"]
+    facts: dict[str, Any] = {
+        "layers": list(layers),
+        "widths": WIDTHS,
+        "pca_rows": PCA_ROWS,
+        "versions": versions_used(),
+        "bf16": bf16(),
+    }
     if arm.recipe is None:
-        return {**facts, "loss": arm.loss, "code": code_digest([own, *measured])}
+        return {**facts, "loss": arm.loss, "code": code_digest(code)}
     book = recipe_of(arm, layers)
     return {
         **facts,
         "student": book.student.model_dump(mode="json"),
         "stages": {str(number): book.stage(number).outcome() for number in sorted(book.stages)},
-        "code": code_digest([own, *measured, *(ROOT / "student").glob("*.py")]),
+        "code": code_digest({*code, *(ROOT / "student").glob("*.py")}),
     }
 
 

@@ -1,17 +1,20 @@
 """How many steps fill a budget of CPU time.
 
 Arms are compared at equal work, and wall time on a machine that others use is noise. So each arm is
-timed once, in CPU seconds of a process with one thread, and gets the steps that fill the budget:
-the run itself is a fixed number of steps, and can be repeated. Several threads wait for each other
-at full speed, so that their CPU time says little: what they do is budgeted by the clock, and wants
-a machine for itself.
+timed in CPU seconds of a process with one thread, by a short calibration and then by the trials of
+its learning rates, and gets the steps that fill the budget: the run itself is a fixed number of
+steps, and can be repeated. CPU seconds vary too, by some percent from one minute to the next, with
+what others do to caches and clocks: the report says what each training took. Several threads wait
+for each other at full speed, so that their CPU time says little: what they do is budgeted by the
+clock, and wants a machine for itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,11 @@ class Cost:
 
     before: float
     step: float
+
+
+def mean_cost(costs: Sequence[Cost]) -> Cost:
+    """What a stage costs on the mean of several timings."""
+    return Cost(fmean(cost.before for cost in costs), fmean(cost.step for cost in costs))
 
 
 def steps_that_fill(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,9 @@ from yardstick.scores import Gains, Share, mean_of, ndcg, share_of
 from yardstick.texts import Task
 
 NEIGHBOURS = 10
+LONG = 32
+"""Tokens up to which a text is short: what the default recipe does not learn from is longer."""
+
 FULL = "fc1"
 
 
@@ -49,7 +51,8 @@ def measure(encode: Encode, material: Material, which: str) -> dict[str, Any]:
 
     For every vector: its score on each task, as a share of the teacher's with the standard error
     over the queries, and the means over the tasks; against FC1, the mean share and the worst.
-    `asymmetric` is FC1's queries among the teacher's documents.
+    `asymmetric` is FC1's queries among the teacher's documents. `parts` are what each query, or
+    pair of texts, has in the error of FC1's mean.
     """
     teacher = material.teacher
     found = [_on_task(encode, teacher, task) for task in material.tasks(which)]
@@ -58,23 +61,33 @@ def measure(encode: Encode, material: Material, which: str) -> dict[str, Any]:
         task.name: {
             "teacher": float(gains["teacher"].mean()),
             **{
-                name: {"score": float(gains[name].mean()), **asdict(_share(gains, name))}
+                name: {"score": float(gains[name].mean()), **_plain(_share(gains, name))}
                 for name in names
             },
         }
         for task, gains in zip(material.tasks(which), found, strict=True)
     }
+    pairs = [
+        [frozenset(pair) for pair in zip(task.queries, task.documents, strict=True)]
+        for task in material.tasks(which)
+    ]
+    means = {name: mean_of([_share(gains, name) for gains in found], pairs) for name in names}
     heads = [name for name in names if name != "asymmetric"]
     of_full = {name: [gains[name].mean() / gains[FULL].mean() for gains in found] for name in heads}
     return {
         "tasks": tasks,
-        "mean": {name: asdict(mean_of([_share(gains, name) for gains in found])) for name in names},
+        "mean": {name: _plain(share) for name, share in means.items()},
+        "parts": [float(f"{part:.4g}") for part in means[FULL].parts],
         "of fc1": {
             name: {"mean": float(np.mean(shares)), "worst": float(min(shares))}
             for name, shares in of_full.items()
         },
         "retention": _retention(encode, material.reader),
     }
+
+
+def _plain(share: Share) -> dict[str, float]:
+    return {"share": share.share, "standard_error": share.standard_error}
 
 
 def _share(gains: Mapping[str, Gains], name: str) -> Share:
@@ -90,17 +103,25 @@ def _on_task(encode: Encode, teacher: TeacherVectors, task: Task) -> dict[str, G
     return gains
 
 
-def _retention(encode: Encode, reader: CacheReader) -> dict[str, dict[str, float | None]]:
+def _retention(encode: Encode, reader: CacheReader) -> dict[str, Any]:
+    """By vector cosine (FC1's), order and neighbours: on all held-out rows, and on the long ones
+    where these are more than a few.
+    """
     rows = reader.held_out_rows
     target = unit(reader.vectors(rows).astype(np.float32))
+    long = reader.tokens(rows).max(axis=1) > LONG
     vectors = {name: unit(found) for name, found in encode(reader.texts(rows)).items()}
     return {
-        name: {
-            "cosine": float(np.einsum("nd,nd->n", found, target).mean()) if name == FULL else None,
-            "order": order_agreement(found, target),
-            "neighbours": kept_neighbours(found, target),
+        which: {
+            name: {
+                "cosine": float((found[of] * target[of]).sum(1).mean()) if name == FULL else None,
+                "order": order_agreement(found[of], target[of]),
+                "neighbours": kept_neighbours(found[of], target[of]),
+            }
+            for name, found in vectors.items()
         }
-        for name, found in vectors.items()
+        for which, of in (("all", np.full(len(rows), True)), ("long", long))
+        if of.sum() > NEIGHBOURS
     }
 
 

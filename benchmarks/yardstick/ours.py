@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from cli.recipe import Recipe
-from student.durable import replace_text
 from student.encoding import FloatArray, encode, unit
 from student.engine import Precision
 from student.model import load
@@ -47,6 +44,7 @@ def distil(
     """
     if not resume:
         shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
     factor = rate / max(book.stage(int(number)).learning_rate for number in steps)
     costs: Costs = {}
     seconds = Seconds()
@@ -56,17 +54,10 @@ def distil(
     settings = Settings(precision=precision, cpu=True, save_every=SAVE_EVERY if resume else 10**9)
     for number, count in steps.items():
         run = _stage(book, reader, out, int(number), count, factor, seed, before=run)
-        watch = Stopwatch()
-        taken = run.folder / "taken.json"
-        if train(run, reader, init, settings=settings, on_step=watch.step, phase=watch.solving):
-            facts = {
-                "seconds": asdict(watch.taken),
-                "costs": {clock: asdict(cost) for clock, cost in watch.costs.items()},
-            }
-            replace_text(taken, json.dumps(facts) + "\n")
-        found = json.loads(taken.read_text())
-        costs[number] = {clock: Cost(**cost) for clock, cost in found["costs"].items()}
-        seconds += Seconds(**found["seconds"])
+        watch = Stopwatch(out / f"stage-{number}.seconds")
+        train(run, reader, init, settings=settings, on_step=watch.step, phase=watch.solving)
+        costs[number] = watch.costs
+        seconds += watch.taken
     assert run is not None
     heads = ("fc1", *book.student.reduced_heads)
     student = load(run.model)

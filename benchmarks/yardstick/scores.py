@@ -5,7 +5,8 @@ Shape suffixes: Q queries and as many documents, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,12 +36,17 @@ def ndcg(queries_QD: FloatArray, documents_QD: FloatArray) -> Gains:
     return np.where(ranks <= AT, 1 / np.log2(1 + ranks), 0.0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Share:
-    """A score as a share of another one, with its standard error over the queries."""
+    """A score as a share of another one, and what each query has to do with its error."""
 
     share: float
-    standard_error: float
+    parts: Gains
+
+    @property
+    def standard_error(self) -> float:
+        """Of the share, over the queries."""
+        return float(np.sqrt((self.parts**2).sum()))
 
 
 def share_of(student: Gains, teacher: Gains) -> Share:
@@ -51,14 +57,18 @@ def share_of(student: Gains, teacher: Gains) -> Share:
     """
     share = student.mean() / teacher.mean()
     rest = student - share * teacher
-    error = rest.std(ddof=1) / np.sqrt(len(rest)) / teacher.mean()
-    return Share(float(share), float(error))
+    count = len(rest)
+    return Share(float(share), rest / teacher.mean() / np.sqrt(count * (count - 1)))
 
 
-def mean_of(shares: Sequence[Share]) -> Share:
-    """The mean over tasks, whose queries are taken as independent."""
-    errors = np.array([share.standard_error for share in shares])
-    return Share(
-        float(np.mean([share.share for share in shares])),
-        float(np.sqrt((errors**2).sum()) / len(errors)),
-    )
+def mean_of(shares: Sequence[Share], names: Sequence[Sequence[Hashable]]) -> Share:
+    """The mean over tasks. `names` say for each task what its queries are about.
+
+    Queries of two tasks that are about the same thing (a pair of texts, asked in both directions)
+    err together; all others are taken as independent.
+    """
+    parts: defaultdict[Hashable, float] = defaultdict(float)
+    for share, of_task in zip(shares, names, strict=True):
+        for name, part in zip(of_task, share.parts, strict=True):
+            parts[name] += float(part) / len(shares)
+    return Share(float(np.mean([share.share for share in shares])), np.array(list(parts.values())))

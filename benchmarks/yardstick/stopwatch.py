@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from yardstick.budget import Cost
 
@@ -39,40 +40,52 @@ class Seconds:
 
 
 class Stopwatch:
-    """Told of what precedes the steps and of every step, it knows what they took."""
+    """Told of what precedes the steps and of every step, it knows what they took.
 
-    def __init__(self) -> None:
-        self._before = Seconds()
-        self._first = 0
-        self._marks: list[Seconds] = []
+    With a `file` it knows it of earlier processes too, which were killed: a step that was taken
+    twice, for want of a checkpoint after it, counts once.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        self._mark: Seconds | None = None
+        self._took: dict[int, Seconds] = {}
+        """By step, from 1 on; under 0 what came before."""
+        if file is not None and file.exists():
+            for line in file.read_text().splitlines():
+                step, cpu, wall = line.split()
+                self._took[int(step)] = Seconds(float(cpu), float(wall))
 
     @contextmanager
     def solving(self, _what: str, _total: int) -> Iterator[Callable[[int], None]]:
         """A phase of the trainer: heads are solved."""
         began = Seconds.now()
         yield lambda _: None
-        self._before += Seconds.now() - began
+        self._note(0, Seconds.now() - began)
 
     def step(self, done: int, _metrics: object = None) -> None:
         """So many steps are done: told before the first and after each."""
-        if not self._marks:
-            self._first = done
-        self._marks.append(Seconds.now())
+        now = Seconds.now()
+        if self._mark is not None:
+            self._note(done, now - self._mark)
+        self._mark = now
 
     @property
     def taken(self) -> Seconds:
-        """What all took; steps that an earlier process took are counted as these."""
-        steps = len(self._marks) - 1
-        share = (self._first + steps) / steps
-        return self._before + (self._marks[-1] - self._marks[0]) * share
+        """What all took."""
+        return sum(self._took.values(), Seconds())
 
     @property
     def costs(self) -> dict[str, Cost]:
-        """What a stage costs by either clock, from the steps after the first few."""
-        warm = min(WARM, len(self._marks) - 2)
-        timed = len(self._marks) - 1 - warm
-        step = (self._marks[-1] - self._marks[warm]) * (1 / timed)
-        return {
-            "cpu": Cost(self._before.cpu, step.cpu),
-            "wall": Cost(self._before.wall, step.wall),
-        }
+        """What a stage costs by either clock, a step by those after the first few."""
+        before = self._took.get(0, Seconds())
+        steps = [took for step, took in sorted(self._took.items()) if step > 0]
+        steps = steps[min(WARM, len(steps) - 1) :]
+        step = sum(steps, Seconds()) * (1 / len(steps))
+        return {"cpu": Cost(before.cpu, step.cpu), "wall": Cost(before.wall, step.wall)}
+
+    def _note(self, step: int, took: Seconds) -> None:
+        self._took[step] = took
+        if self._file is not None:
+            with self._file.open("a") as file:
+                file.write(f"{step} {took.cpu:.6f} {took.wall:.6f}\n")

@@ -10,13 +10,19 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from yardstick.arms import ARMS, WIDTHS, arm_of, bf16, versions_used
+import numpy as np
+from numpy.typing import NDArray
+
+from yardstick.arms import ARMS, WIDTHS, arm_of, batches_of, bf16, versions_used
 from yardstick.caches import MAX_TOKENS, TEACHER, Material
 from yardstick.ledger import Job
+from yardstick.measure import LONG
 from yardstick.shortlist import LENGTH
 from yardstick.tuning import best_rate
 
 Result = Mapping[str, Any]
+
+MEAN_AND_WORST = ("mean", "worst")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +91,17 @@ def head(setting: Setting, title: str) -> Iterator[str]:
         f"Teacher: {TEACHER['name']} in fp32, texts cut at {MAX_TOKENS} tokens. "
         f"{len(reader.train_rows):,} training texts (WordNet's definitions and examples, books and "
         f"Wikipedia in pieces of one to three sentences), {len(reader.held_out_rows):,} held out. "
-        f"Every training takes {setting.budget:.0f} CPU seconds of one thread: steps, and heads "
-        "that are solved before them."
+        f"Every training has about {setting.budget:.0f} CPU seconds of one thread, for its steps "
+        "and the heads that are solved before them; what it took is in its line."
     )
     yield ""
     asked = "; ".join(f"{name} ({count:,} queries)" for name, count in counts.items())
     yield (
-        f"Tasks (`{setting.tasks}`), in no training text: {asked}. Scores are nDCG@10 with one "
-        "right document among as many as there are queries, as a share of the teacher's own score "
-        "at its full width; ± is the standard deviation over seeds, in brackets the standard error "
-        "over queries. Asymmetric: the student's queries among the teacher's documents."
+        f"Tasks (`{setting.tasks}`), whose texts are no training texts: {asked}. Scores are "
+        "nDCG@10 with one right document among as many as there are queries, as a share of the "
+        "teacher's own score at its full width; ± is the standard deviation over seeds, in "
+        "brackets the standard error over queries. Asymmetric: the student's queries among the "
+        "teacher's documents."
     )
 
 
@@ -103,6 +110,14 @@ def _arms() -> Iterator[str]:
     yield "|---|---|"
     for arm in ARMS.values():
         yield row(arm.name, arm.what)
+    yield ""
+    yield (
+        "All arms begin from the same layers, are cut at the same length, multiply in the same "
+        "precision and are measured in fp32. They differ in more than their losses: the other "
+        "library's trainer pads a batch to its longest text and keeps the model's dropout, ours "
+        "cuts batches into parts of like lengths and has none. Between vectors of length 1 MSE is "
+        "the cosine loss up to a factor: `cosine` is `mse` on our trainer, with FC1."
+    )
 
 
 def _long(finding: Finding) -> str:
@@ -119,15 +134,19 @@ def _shares(findings: Sequence[Finding]) -> Iterator[str]:
     yield "Share of the teacher's score, mean of the tasks, in %:"
     yield ""
     titles = [f"{name}, {width} wide" for name, width in WIDTHS.items()]
-    yield row("arm", "learning rate", "steps", "seeds", *titles, "asymmetric", "CPU s", "wall s")
-    yield row(*["---"] * 10)
+    titles = ["learning rate", "steps", "texts", "seeds", *titles, "asymmetric", "CPU s", "wall s"]
+    yield row("arm", *titles)
+    yield row(*["---"] * (1 + len(titles)))
     for finding in findings:
-        trained = arm_of(finding.arm).trains
-        steps = " + ".join(f"{count:,}" for count in finding.job.steps.values())
+        arm, of_stage = arm_of(finding.arm), finding.job.steps
+        steps = " + ".join(f"{count:,}" for count in of_stage.values())
+        sizes = batches_of(arm, finding.layers)
+        texts = sum(count * sizes[stage] for stage, count in of_stage.items())
         yield row(
             finding.arm,
-            f"{finding.job.rate:g}" if trained else "-",
+            f"{finding.job.rate:g}" if arm.trains else "-",
             steps or "-",
+            f"{texts:,}" if arm.trains else "-",
             str(len(finding.results)),
             *(_mean_share(finding, name) for name in names),
             *(_seconds(finding, key) for key in ("cpu", "wall")),
@@ -135,12 +154,16 @@ def _shares(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _differences(findings: Sequence[Finding]) -> Iterator[str]:
-    """How far the default is before each arm, in points, and whether beyond the seeds' spread."""
+    """How far the default is before each arm, in points, beside what chance does to it."""
     ours = next((finding for finding in findings if finding.arm == "default"), None)
     others = [finding for finding in findings if finding.arm != "default"]
     if ours is None or not others or len(ours.results) < 2:
         return
-    yield "The default less each arm, in points of the same means (± of the difference):"
+    yield (
+        "The default less each arm, in points of the same means; ± is the standard deviation of "
+        "the difference of two single trainings over seeds, in brackets, for FC1, the standard "
+        "error of the difference over queries, pair by pair:"
+    )
     yield ""
     yield row("arm", *WIDTHS, "asymmetric")
     yield row(*["---"] * (len(WIDTHS) + 2))
@@ -150,6 +173,7 @@ def _differences(findings: Sequence[Finding]) -> Iterator[str]:
             mine, theirs = _mean_shares(ours, name), _mean_shares(finding, name)
             spread = sum(statistics.variance(each) for each in (mine, theirs) if len(each) > 1)
             cells.append(f"{100 * (_mean(mine) - _mean(theirs)):+.2f} ± {100 * spread**0.5:.2f}")
+        cells[0] += f" ({100 * np.linalg.norm(_parts(ours) - _parts(finding)):.2f})"
         yield row(finding.arm, *cells)
     yield ""
 
@@ -172,19 +196,16 @@ def _tasks(findings: Sequence[Finding]) -> Iterator[str]:
 
 def _heads(findings: Sequence[Finding]) -> Iterator[str]:
     yield (
-        "What the reduced vectors keep of FC1's, in %, on the mean and on the worst task: of its "
-        f"score, and, as a list of {LENGTH} candidates that FC1 puts in order, of its "
-        f"recall@{LENGTH}:"
+        "What the reduced vectors keep of FC1's score, and what a list of "
+        f"{LENGTH} candidates by each vector has of the teacher's recall@{LENGTH} at full width, "
+        "in %, on the mean and on the worst task:"
     )
     yield ""
     columns = [
-        (of, name, which)
-        for name in WIDTHS
-        if name != "fc1"
-        for of in ("of fc1", "shortlist")
-        for which in ("mean", "worst")
+        *(("of fc1", name, which) for name in WIDTHS if name != "fc1" for which in MEAN_AND_WORST),
+        *(("shortlist", name, which) for name in WIDTHS for which in MEAN_AND_WORST),
     ]
-    names = {"of fc1": "score", "shortlist": f"recall@{LENGTH}"}
+    names = {"of fc1": "of FC1's score", "shortlist": f"recall@{LENGTH}"}
     yield row("arm", *(f"{name}: {names[of]}, {which}" for of, name, which in columns))
     yield row(*["---"] * (len(columns) + 1))
     for finding in findings:
@@ -198,21 +219,26 @@ def _heads(findings: Sequence[Finding]) -> Iterator[str]:
 def _retention(findings: Sequence[Finding]) -> Iterator[str]:
     yield (
         "On held-out rows: FC1's cosine with its target; agreement in the order of all "
-        "similarities (Spearman) and share of the ten nearest neighbours kept, in %:"
+        "similarities (Spearman) and share of the ten nearest neighbours kept, in %; the last "
+        f"columns are of those over {LONG} tokens alone:"
     )
     yield ""
-    titles = [f"{name}: {what}" for name in WIDTHS for what in ("order", "neighbours")]
-    yield row("arm", "fc1: cosine", *titles)
-    yield row(*["---"] * (len(titles) + 2))
+    columns = [
+        ("all", "fc1", "cosine"),
+        *(("all", name, what) for name in WIDTHS for what in ("order", "neighbours")),
+        *(("long", "fc1", what) for what in ("cosine", "order", "neighbours")),
+    ]
+    measured = findings[0].results[0]["figures"]["retention"]
+    columns = [column for column in columns if column[0] in measured]
+    titles = [f"{'long, ' * (of == 'long')}{name}: {what}" for of, name, what in columns]
+    yield row("arm", *titles)
+    yield row(*["---"] * (len(titles) + 1))
     for finding in findings:
         kept = [result["figures"]["retention"] for result in finding.results]
-        cosine = _spread([figures["fc1"]["cosine"] for figures in kept])
-        others = [
-            _spread([figures[name][what] for figures in kept])
-            for name in WIDTHS
-            for what in ("order", "neighbours")
+        cells = [
+            _spread([figures[of][name][what] for figures in kept]) for of, name, what in columns
         ]
-        yield row(finding.arm, cosine, *others)
+        yield row(finding.arm, *cells)
 
 
 def _rates(setting: Setting, findings: Sequence[Finding]) -> Iterator[str]:
@@ -235,6 +261,11 @@ def _rates(setting: Setting, findings: Sequence[Finding]) -> Iterator[str]:
                 for rate in rates
             ]  # fmt: skip
             yield row(_listed(finding.layers), finding.arm, *cells)
+
+
+def _parts(finding: Finding) -> NDArray[np.float64]:
+    """What each query has to do with the error of FC1's mean share, over the seeds."""
+    return np.mean([result["figures"]["parts"] for result in finding.results], axis=0)
 
 
 def _mean_shares(finding: Finding, name: str) -> list[float]:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from yardstick.arms import WIDTHS
+from yardstick.measure import LONG
 from yardstick.summary import Finding, Result, Setting, head, row
 
 REDUCED = [name for name in WIDTHS if name != "fc1"]
@@ -22,44 +23,69 @@ def _table(findings: Sequence[Finding]) -> Iterator[str]:
     yield (
         "Each is recipes/default.toml with one thing changed (benchmarks/yardstick/variants.toml), "
         f"a student of layers {', '.join(map(str, ours.layers))} of six, the recipe's own learning "
-        f"rate, seeds 0 to {seeds - 1}. In the first line the default's figures in %, ± their "
-        "standard deviation; below, how far each variant is from them, in points. A difference "
-        "within twice the ± of the first line says nothing."
+        f"rate, seeds 0 to {seeds - 1}. In the first line the default's figures in %; below, how "
+        "far each variant is from them, in points."
     )
     yield ""
+    if seeds > 1:
+        yield (
+            "All lines together say how far two seeds of one line are apart, and so how far two "
+            f"lines of {seeds} seeds are by chance: a difference over three times the standard "
+            "deviation of that has a star, since so many lines are compared."
+        )
+        yield ""
     titles = [
         "FC1, of the teacher",
         "asymmetric, of the teacher",
         *(f"{name} ({WIDTHS[name]} wide), of FC1" for name in REDUCED),
         "held-out cosine",
+        *([f"over {LONG} tokens"] if "long" in ours.results[0]["figures"]["retention"] else []),
     ]
-    yield row("variant", "steps", *titles)
-    yield row(*["---"] * (len(titles) + 2))
+    yield row("variant", "steps", "CPU s", *titles)
+    yield row(*["---"] * (len(titles) + 3))
     own = list(zip(*map(_figures, ours.results), strict=True))
-    cells = [f"{100 * statistics.fmean(values):.2f}{_spread(values)}" for values in own]
-    yield row("the default", _steps(ours), *cells)
+    yield row("the default", *_work(ours), *(f"{100 * _mean(values):.2f}" for values in own))
+    chance = by_chance(findings)
+    if seeds > 1:
+        yield row("by chance", "", "", *(f"± {100 * deviation:.2f}" for deviation in chance))
     for finding in others:
         found = zip(*map(_figures, finding.results), strict=True)
-        cells = [
-            f"{100 * (statistics.fmean(values) - statistics.fmean(before)):+.2f}"
-            for values, before in zip(found, own, strict=True)
-        ]
-        yield row(finding.arm, _steps(finding), *cells)
+        cells = []
+        for values, before, deviation in zip(found, own, chance, strict=True):
+            difference = _mean(values) - _mean(before)
+            star = "*" * (seeds > 1 and abs(difference) > 3 * deviation)
+            cells.append(f"{100 * difference:+.2f}{star}")
+        yield row(finding.arm, *_work(finding), *cells)
+
+
+def by_chance(findings: Sequence[Finding]) -> list[float]:
+    """Of each figure, the standard deviation of the difference of two lines that are equal.
+
+    The variance over seeds is taken as the same for all lines, whose mean it is. 0 for one seed.
+    """
+    seeds = len(findings[0].results)
+    if seeds < 2:
+        return [0.0] * len(_figures(findings[0].results[0]))
+    of_lines = [zip(*map(_figures, finding.results), strict=True) for finding in findings]
+    variances = zip(*([statistics.variance(v) for v in line] for line in of_lines), strict=True)
+    return [(2 * _mean(of_figure) / seeds) ** 0.5 for of_figure in variances]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values)
 
 
 def _figures(result: Result) -> tuple[float, ...]:
     found = result["figures"]
+    kept = found["retention"]
     return (
         found["mean"]["fc1"]["share"],
         found["mean"]["asymmetric"]["share"],
         *(found["of fc1"][name]["mean"] for name in REDUCED),
-        found["retention"]["fc1"]["cosine"],
+        *(kept[of]["fc1"]["cosine"] for of in ("all", "long") if of in kept),
     )
 
 
-def _steps(finding: Finding) -> str:
-    return " + ".join(f"{count:,}" for count in finding.job.steps.values())
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+def _work(finding: Finding) -> tuple[str, str]:
+    steps = " + ".join(f"{count:,}" for count in finding.job.steps.values())
+    return steps, f"{_mean([result['seconds']['cpu'] for result in finding.results]):.0f}"
