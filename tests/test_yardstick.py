@@ -153,12 +153,12 @@ def test_code_that_does_the_same_has_the_same_digest(tmp_path: Path) -> None:
     path = tmp_path / "code.py"
     found = []
     for code in (
-        "def f(x):\n    return x + 1",
-        '"""New."""\ndef f(x):\n    "f"\n    return (x+1)  # one',
+        "A = 2\ndef f(x):\n    return x + 1",
+        '"""New."""\nA = 2\n"""Of it."""\ndef f(x):\n    "f"\n    return (x+1)  # one',
     ):
         path.write_text(code)
         found.append(code_digest([path]))
-    path.write_text("def f(x):\n    return x + 2")
+    path.write_text("A = 2\ndef f(x):\n    return x + 2")
     assert found[0] == found[1] != code_digest([path])
 
 

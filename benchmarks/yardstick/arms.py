@@ -190,8 +190,8 @@ def code_digest(files: Iterable[Path]) -> str:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
-            if isinstance(body, list) and body and _is_text(body[0]):
-                del body[0]
+            if isinstance(body, list):
+                body[:] = [statement for statement in body if not _is_text(statement)]
         trees.append([path.name, ast.dump(tree)])
     return digest(trees)
 

@@ -17,7 +17,7 @@ from yardstick.texts import Task
 
 NEIGHBOURS = 10
 LONG = 32
-"""Tokens up to which a text is short: what the default recipe does not learn from is longer."""
+"""Tokens up to which a text is short: the tasks' own texts hardly ever have more."""
 
 FULL = "fc1"
 
