@@ -137,7 +137,8 @@ class Yardstick:
         clock = "cpu" if timed[0].threads == 1 else "wall"
         found = [result["costs"] for result in self.pool.results(timed)]
         costs = {
-            stage: mean_cost([Cost(**costs[stage][clock]) for costs in found]) for stage in found[0]
+            stage: mean_cost([Cost(**timing[stage][clock]) for timing in found])
+            for stage in found[0]
         }
         return steps_that_fill(seconds, costs, lengths_of(arm_of(student[0]), student[1]))
 

@@ -189,7 +189,7 @@ def test_recipe_of_an_arm_trains_stage_by_stage(
     again, as_long, _ = ours.distil(
         book, reader, tmp_path / "run", rate=3e-3, steps=steps, seed=0, bf16=False, resume=True
     )
-    assert as_long.cpu == pytest.approx(seconds.cpu, abs=1e-4)
+    assert as_long == seconds
     assert np.array_equal(again(["the river"])["fc1"], encode(["the river"])["fc1"])
     records = [
         json.loads((tmp_path / "run" / f"stage-{number}" / "run.json").read_text())["stage"]

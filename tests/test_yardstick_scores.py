@@ -125,19 +125,22 @@ def test_the_stopwatch_knows_what_a_killed_process_took(tmp_path: Path) -> None:
     taken = first.taken
     assert taken.wall > 0
     again = Stopwatch(file)
-    assert again.taken.wall == pytest.approx(taken.wall, abs=1e-5)
+    assert again.taken == taken
     lines = file.read_text().splitlines()
     assert [int(line.split()[0]) for line in lines] == list(range(7))
     file.write_text("".join(f"{step} 1 2\n" for step in range(7)))
     again = Stopwatch(file)
     for done in range(5, 11):
         again.step(done)
-    assert 6 <= again.taken.cpu < 6.5  # 0 to 5; the sixth anew
-    assert 12 <= again.taken.wall < 12.5
+    anew = [list(map(float, line.split())) for line in file.read_text().splitlines()[7:]]
+    assert [step for step, _, _ in anew] == [6, 7, 8, 9, 10]
+    cpu, wall = (sum(line[place] for line in anew) for place in (1, 2))
+    assert again.taken.cpu == pytest.approx(6 + cpu)  # 0 to 5 as before; the sixth anew
+    assert again.taken.wall == pytest.approx(12 + wall)
     whole = Stopwatch(file)
     assert whole.costs["cpu"].before == 1
-    assert whole.costs["wall"].step == pytest.approx((2 * (5 - WARM)) / (10 - WARM), abs=0.05)
-    assert whole.taken.cpu == pytest.approx(again.taken.cpu, abs=1e-4)
+    assert whole.costs["wall"].step == pytest.approx((2 * (5 - WARM) + wall) / (10 - WARM))
+    assert whole.taken == again.taken
 
 
 def test_a_stopwatch_without_a_file_counts_from_the_first_mark() -> None:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from cli.recipe import Recipe, load
 from student.run import versions
 from student.spec import StudentSpec
+from student.stages import StageSpec
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -122,20 +123,24 @@ def recipe_of(arm: Arm, layers: tuple[int, ...]) -> Recipe:
     return book.model_copy(update={"student": StudentSpec.model_validate(values), "stages": stages})
 
 
+def _stages_of(book: Recipe) -> dict[str, StageSpec]:
+    return {str(number): book.stage(number) for number in sorted(book.stages)}
+
+
 def lengths_of(arm: Arm, layers: tuple[int, ...]) -> dict[str, int]:
     """The steps of an arm's stages, of which a budget keeps the proportions."""
     if arm.recipe is None:
         return {"train": 1}
-    book = recipe_of(arm, layers)
-    return {str(number): book.stage(number).steps for number in sorted(book.stages)}
+    stages = _stages_of(recipe_of(arm, layers))
+    return {number: stage.steps for number, stage in stages.items()}
 
 
 def batches_of(arm: Arm, layers: tuple[int, ...]) -> dict[str, int]:
     """The texts in a step of an arm's stages."""
     if arm.recipe is None:
         return {"train": EXAMPLE_BATCH}
-    book = recipe_of(arm, layers)
-    return {str(number): book.stage(number).batch_size for number in sorted(book.stages)}
+    stages = _stages_of(recipe_of(arm, layers))
+    return {number: stage.batch_size for number, stage in stages.items()}
 
 
 def arm_of(name: str) -> Arm:
@@ -147,8 +152,8 @@ def own_rate(arm: str, layers: tuple[int, ...]) -> float:
     """The learning rate that an arm's recipe has, or the example of its library."""
     if arm_of(arm).recipe is None:
         return EXAMPLE_RATE
-    book = recipe_of(arm_of(arm), layers)
-    return max(book.stage(number).learning_rate for number in book.stages)
+    stages = _stages_of(recipe_of(arm_of(arm), layers))
+    return max(stage.learning_rate for stage in stages.values())
 
 
 @cache
@@ -170,7 +175,7 @@ def facts_of(arm: Arm, layers: tuple[int, ...]) -> dict[str, Any]:
     return {
         **facts,
         "student": book.student.model_dump(mode="json"),
-        "stages": {str(number): book.stage(number).outcome() for number in sorted(book.stages)},
+        "stages": {number: stage.outcome() for number, stage in _stages_of(book).items()},
         "code": code_digest({*code, *(ROOT / "student").glob("*.py")}),
     }
 

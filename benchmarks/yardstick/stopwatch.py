@@ -88,4 +88,4 @@ class Stopwatch:
         self._took[step] = took
         if self._file is not None:
             with self._file.open("a") as file:
-                file.write(f"{step} {took.cpu:.6f} {took.wall:.6f}\n")
+                file.write(f"{step} {took.cpu} {took.wall}\n")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Sequence
+from statistics import fmean, variance
 
 from yardstick.arms import WIDTHS
 from yardstick.measure import LONG
@@ -44,7 +44,7 @@ def _table(findings: Sequence[Finding]) -> Iterator[str]:
     yield row("variant", "steps", "CPU s", *titles)
     yield row(*["---"] * (len(titles) + 3))
     own = list(zip(*map(_figures, ours.results), strict=True))
-    yield row("the default", *_work(ours), *(f"{100 * _mean(values):.2f}" for values in own))
+    yield row("the default", *_work(ours), *(f"{100 * fmean(values):.2f}" for values in own))
     chance = by_chance(findings)
     if seeds > 1:
         yield row("by chance", "", "", *(f"± {100 * deviation:.2f}" for deviation in chance))
@@ -52,7 +52,7 @@ def _table(findings: Sequence[Finding]) -> Iterator[str]:
         found = zip(*map(_figures, finding.results), strict=True)
         cells = []
         for values, before, deviation in zip(found, own, chance, strict=True):
-            difference = _mean(values) - _mean(before)
+            difference = fmean(values) - fmean(before)
             star = "*" * (seeds > 1 and abs(difference) > 3 * deviation)
             cells.append(f"{100 * difference:+.2f}{star}")
         yield row(finding.arm, *_work(finding), *cells)
@@ -67,12 +67,8 @@ def by_chance(findings: Sequence[Finding]) -> list[float]:
     if seeds < 2:
         return [0.0] * len(_figures(findings[0].results[0]))
     of_lines = [zip(*map(_figures, finding.results), strict=True) for finding in findings]
-    variances = zip(*([statistics.variance(v) for v in line] for line in of_lines), strict=True)
-    return [(2 * _mean(of_figure) / seeds) ** 0.5 for of_figure in variances]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values)
+    variances = zip(*([variance(v) for v in line] for line in of_lines), strict=True)
+    return [(2 * fmean(of_figure) / seeds) ** 0.5 for of_figure in variances]
 
 
 def _figures(result: Result) -> tuple[float, ...]:
@@ -88,4 +84,4 @@ def _figures(result: Result) -> tuple[float, ...]:
 
 def _work(finding: Finding) -> tuple[str, str]:
     steps = " + ".join(f"{count:,}" for count in finding.job.steps.values())
-    return steps, f"{_mean([result['seconds']['cpu'] for result in finding.results]):.0f}"
+    return steps, f"{fmean([result['seconds']['cpu'] for result in finding.results]):.0f}"
