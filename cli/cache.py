@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import bar, default_device, phase, quiet_libraries, run
+from cli.console import bar, default_device, phase, print_field, quiet_libraries, run
 from cli.export import export
 from cli.golden import golden
 from cli.inspect import inspect
@@ -33,6 +33,19 @@ app = typer.Typer(
 )
 
 CacheArgument = Annotated[Path, typer.Argument(help="Folder of the cache.", show_default=False)]
+
+
+def _show_fields(asked: bool) -> None:
+    if asked:
+        from cli.recipe_fields import sections
+
+        for section in sections():
+            typer.echo(f"{section.head or 'At the top'}: {section.meaning}")
+            for name, default, meaning in section.fields:
+                print_field(name, default, meaning)
+            typer.echo()
+        typer.echo("[stages.N]: jasper-train --stages")
+        raise typer.Exit
 
 
 @app.command()
@@ -73,6 +86,15 @@ def build(
         list[Path] | None,
         typer.Option(help="Golden file that its teacher must agree with first; may be repeated."),
     ] = None,
+    _fields: Annotated[
+        bool,
+        typer.Option(
+            "--fields",
+            is_eager=True,
+            callback=_show_fields,
+            help="Print everything that a recipe can say.",
+        ),
+    ] = False,
 ) -> None:
     """Encode a recipe's texts under its teachers, or finish what was begun.
 

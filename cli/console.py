@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -218,6 +219,12 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     if not console.is_terminal:
         console = Console(width=120)
     console.print(table)
+
+
+def print_field(name: str, default: str, meaning: str) -> None:
+    """A field of a recipe."""
+    typer.echo(f"  {name} = {default}")
+    typer.echo(textwrap.indent(textwrap.fill(meaning, 94), "      "))
 
 
 def size(count: float) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +12,17 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.console import bar, is_first_process, note, phase, print_table, quiet_libraries, run, size
+from cli.console import (
+    bar,
+    is_first_process,
+    note,
+    phase,
+    print_field,
+    print_table,
+    quiet_libraries,
+    run,
+    size,
+)
 from cli.names import pick
 from cli.options import PrecisionOption, check_precision
 
@@ -27,8 +36,7 @@ def _show_stages(asked: bool) -> None:
         print_table("Stages (the paper's)", TABLE_COLUMNS, table())
         typer.echo("Fields of a stage, under [stages.N] in a recipe:")
         for name, default, meaning in fields():
-            typer.echo(f"  {name} = {default}")
-            typer.echo(textwrap.indent(textwrap.fill(meaning, 94), "      "))
+            print_field(name, default, meaning)
         raise typer.Exit
 
 

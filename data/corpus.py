@@ -50,39 +50,39 @@ class CorpusSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sources: tuple[SourceSpec, ...] = Field(
-        min_length=1, description="Where the texts come from; the names must differ."
+        min_length=1, description="where the texts come from; the names must differ"
     )
     texts: int | None = Field(
         None,
         gt=0,
-        description="Stop after so many distinct texts, held-out ones included; without it, when "
-        "every source has run out.",
+        description="stop after so many distinct texts, held-out ones included; without it, when "
+        "every source has run out",
     )
     held_out: float = Field(
         0.0,
         ge=0,
         le=0.5,
-        description="Fraction of the rows whose texts are kept out of training for evaluation. "
-        "The texts of one row are held out together, and stay so when the fraction grows.",
+        description="fraction of the rows whose texts are kept out of training for evaluation. "
+        "The texts of one row are held out together, and stay so when the fraction grows",
     )
     bad_rows: Literal["refuse", "skip"] = Field(
         "refuse",
-        description="What to do with a row that is empty, no text, broken JSON or invalid UTF-8: "
-        "stop there, or count it and go on. Damaged files always stop.",
+        description="what to do with a row that is empty, no text, broken JSON or invalid UTF-8: "
+        "stop there, or count it and go on. Damaged files always stop",
     )
     near_duplicates: Literal["drop", "keep"] = Field(
         "keep",
-        description="What to do with a text that differs from one before it in nothing but case, "
-        "punctuation, white space and compatibility forms of characters.",
+        description="what to do with a text that differs from one before it in nothing but case, "
+        "punctuation, white space and compatibility forms of characters",
     )
     shuffle_words: float = Field(
-        0.0, ge=0, le=1, description="Fraction of the texts whose words are put in random order."
+        0.0, ge=0, le=1, description="fraction of the texts whose words are put in random order"
     )
     seed: int = Field(
         0,
         ge=0,
         lt=2**63,
-        description="Chooses which rows are held out, which texts are cut, where, and shuffled.",
+        description="chooses which rows are held out, which texts are cut, where, and shuffled",
     )
 
     @model_validator(mode="after")

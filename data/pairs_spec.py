@@ -14,47 +14,47 @@ class PairsSpec(BaseModel):
 
     path: str | None = Field(
         None,
-        description="A file, a folder or a glob: JSON lines or CSV with captions and names of "
+        description="a file, a folder or a glob: JSON lines or CSV with captions and names of "
         "image files; Parquet with the images in it; WebDataset .tar files (key.jpg with key.txt "
-        "or key.json).",
+        "or key.json)",
     )
     dataset: str | None = Field(
         None,
-        description="A data set of the Hugging Face hub, or a local folder if it begins with "
-        "`.` or `/`.",
+        description="a data set of the Hugging Face hub, or a local folder if it begins with "
+        "`.` or `/`",
     )
     generator: Literal["drawings"] | None = Field(
-        None, description="Pairs made on the spot: pictures that are drawn, and what they show."
+        None, description="pairs made on the spot: pictures that are drawn, and what they show"
     )
-    count: int = Field(7200, gt=0, description="How many drawings.")
-    subset: str | None = Field(None, description="Configuration of the data set.")
-    split: str = Field("train", min_length=1, description="Split of the data set.")
-    revision: str | None = Field(None, description="Commit or tag of the data set.")
+    count: int = Field(7200, gt=0, description="how many drawings")
+    subset: str | None = Field(None, description="configuration of the data set")
+    split: str = Field("train", min_length=1, description="split of the data set")
+    revision: str | None = Field(None, description="commit or tag of the data set")
     images: str | None = Field(
         None,
-        description="The folder that names of image files start from; without it the folder of "
-        "the file that names them. No name leads out of it.",
+        description="the folder that names of image files start from; without it the folder of "
+        "the file that names them. No name leads out of it",
     )
-    image_field: str = Field("image", description="The column with the image, or its file's name.")
+    image_field: str = Field("image", description="the column with the image, or its file's name")
     caption_field: str = Field(
         "caption",
-        description="The column with the caption; `json.conversations` is `conversations` within "
-        "`json`. Of a conversation the first answer counts (BAAI/Infinity-MM).",
+        description="the column with the caption; `json.conversations` is `conversations` within "
+        "`json`. Of a conversation the first answer counts (BAAI/Infinity-MM)",
     )
     held_out: float = Field(
         0.0,
         ge=0,
         le=0.5,
-        description="Fraction of the captions whose pairs are kept out of training.",
+        description="fraction of the captions whose pairs are kept out of training",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Chooses which captions are held out.")
+    seed: int = Field(0, ge=0, lt=2**63, description="chooses which captions are held out")
     bad_rows: Literal["refuse", "skip"] = Field(
-        "refuse", description="What to do with a row without a caption or the name of an image."
+        "refuse", description="what to do with a row without a caption or the name of an image"
     )
     most_broken: int = Field(
-        100, ge=0, description="Images that cannot be used; one more stops the run."
+        100, ge=0, description="images that cannot be used; one more stops the run"
     )
-    workers: int = Field(4, gt=0, description="Threads that decode images.")
+    workers: int = Field(4, gt=0, description="threads that decode images")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -46,63 +46,63 @@ class SourceSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1, description="What counts and errors call this source.")
+    name: str = Field(min_length=1, description="what counts and errors call this source")
     path: str | None = Field(
         None,
-        description="A file, a folder (with all below it, except hidden files and files of other "
+        description="a file, a folder (with all below it, except hidden files and files of other "
         f"kinds) or a glob; several files are read in sorted order. Suffixes: {SUPPORTED}. JSON "
         "files hold one value a line; CSV and TSV begin with a header and quote like "
-        "spreadsheets; blank lines are nothing.",
+        "spreadsheets; blank lines are nothing",
     )
     dataset: str | None = Field(
         None,
-        description="A data set of the Hugging Face hub, or a local folder if it begins with "
-        "`.` or `/`; `datasets` streams it.",
+        description="a data set of the Hugging Face hub, or a local folder if it begins with "
+        "`.` or `/`; `datasets` streams it",
     )
     generator: Literal["python-docstrings"] | None = Field(
         None,
-        description="Texts made on the spot. `python-docstrings`: prose from the documentation "
-        "in the installed Python packages, for runs that must not download.",
+        description="texts made on the spot. `python-docstrings`: prose from the documentation "
+        "in the installed Python packages, for runs that must not download",
     )
     pairs: PairsSpec | None = Field(
         None,
-        description="The captions of image–caption pairs, as a recipe's [images] names them: for a "
-        "cache of caption states (stage 4's `--captions`).",
+        description="the captions of image–caption pairs, as a recipe's [images] names them: for a "
+        "cache of caption states (stage 4's `--captions`)",
     )
     fields: str | tuple[str, ...] = Field(
         "text",
-        description="The column or columns that hold texts. The texts of one row stay neighbours, "
+        description="the column or columns that hold texts. The texts of one row stay neighbours, "
         "in this order; a list of texts counts as that many. Rows without column names (plain "
-        "text, JSON lines that are a string or a list of strings) need it left out.",
+        "text, JSON lines that are a string or a list of strings) need it left out",
     )
     unit: Unit = Field(
         "line",
-        description="What one text of a .txt file is: a line, or the lines between blank lines.",
+        description="what one text of a .txt file is: a line, or the lines between blank lines",
     )
     subset: str | None = Field(
-        None, description="Configuration of the data set, where it has several."
+        None, description="configuration of the data set, where it has several"
     )
-    split: str = Field("train", min_length=1, description="Split of the data set.")
+    split: str = Field("train", min_length=1, description="split of the data set")
     revision: str | None = Field(
         None,
-        description="Commit or tag of the data set; without one the corpus changes when it does.",
+        description="commit or tag of the data set; without one the corpus changes when it does",
     )
     weight: float = Field(
         1.0,
         gt=0,
         allow_inf_nan=False,
-        description="This source's share of the corpus, counted in texts kept, relative to the "
-        "weights of the others.",
+        description="this source's share of the corpus, counted in texts kept, relative to the "
+        "weights of the others",
     )
     cut: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Fraction of the texts that are cut into pieces: each piece is a text, next to "
-        "the others, and the whole is none.",
+        description="fraction of the texts that are cut into pieces: each piece is a text, next to "
+        "the others, and the whole is none",
     )
     sentences: tuple[int, int] = Field(
-        (1, 10), description="Fewest and most sentences in a piece; every number is as likely."
+        (1, 10), description="fewest and most sentences in a piece; every number is as likely"
     )
 
     @model_validator(mode="after")

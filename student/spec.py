@@ -80,7 +80,9 @@ class StudentSpec(BaseModel):
     reduced_heads: dict[str, Width] = Field(
         default_factory=lambda: dict(PAPER_HEADS), description="width of each reduced head"
     )
-    max_tokens: Annotated[int, Field(gt=0)] = Field(512, description="longest input")
+    max_tokens: Annotated[int, Field(gt=0)] = Field(
+        512, description="longest input; what is longer is cut"
+    )
     prompt: str = Field("", description="text put before every text, not before images")
     vision: VisionSpec | None = Field(None, description="the image side, where there is one")
 

@@ -42,15 +42,16 @@ FIELD_COLUMNS = ("field", "default", "what it is")
 def fields() -> list[tuple[str, ...]]:
     """Everything a recipe can say about a stage, as rows of text under `FIELD_COLUMNS`."""
     return [
-        (f"{prefix}{name}", _default(field), field.description or "")
+        (f"{prefix}{name}", default_in_words(field, "the stage's"), field.description or "")
         for prefix, model in (("", StageSpec), ("heads.NAME.", LossWeights))
         for name, field in model.model_fields.items()
     ]
 
 
-def _default(field: FieldInfo) -> str:
+def default_in_words(field: FieldInfo, required: str) -> str:
+    """A field's default, as JSON; `required` where it has none."""
     if field.is_required():
-        return "the stage's"
+        return required
     default = field.get_default(call_default_factory=True, validated_data={})
     plain = list(default) if isinstance(default, tuple) else default
     return "none" if plain is None or plain == {} else json.dumps(plain)

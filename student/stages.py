@@ -97,7 +97,8 @@ class StageSpec(BaseModel):
     trains: tuple[str, ...] = Field(
         min_length=1,
         description="parameter groups that change: `text` (the whole body), `layers[-3:]` (body "
-        "layers, as a Python index or slice), `heads` (all of them) or one head by its name",
+        "layers, as a Python index or slice), `heads` (all of them) or one head by its name; where "
+        "the stage reads images also `vision`, and `pooler`, the image side's projection",
     )
     heads: dict[str, LossWeights] = Field(
         min_length=1,
@@ -108,7 +109,7 @@ class StageSpec(BaseModel):
         "texts", description="what the student is given: the cache's texts, or images"
     )
     total: Literal["sum", "mean"] = Field(
-        "sum", description="of the heads' losses, each with its share"
+        "sum", description="`sum` or `mean` of the heads' losses, each with its share"
     )
     learning_rate: Positive = Field(description="the largest, after warm-up")
     steps: Annotated[int, Field(gt=0)] = Field(description="updates of the parameters")
@@ -127,7 +128,9 @@ class StageSpec(BaseModel):
         "texts are cheap, and in the same time there are more of them",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="of the learning rate after warm-up: down to 0, or `constant`"
+        "cosine",
+        description="of the learning rate after warm-up: `cosine` or `linear` down to 0, or "
+        "`constant`",
     )
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of the steps")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of AdamW")
@@ -140,7 +143,9 @@ class StageSpec(BaseModel):
     )
     probe_rows: Annotated[int, Field(ge=3)] = Field(512, description="held-out rows looked at")
     keep: Literal["last", "best"] = Field(
-        "last", description="which step's parameters become the stage's model"
+        "last",
+        description="which step's parameters become the stage's model: the `last`, or those of the "
+        "`best` look, where the heads' mean order of similarities (Spearman) was highest",
     )
     teacher_weights: dict[str, Positive] = Field(
         default_factory=dict,

@@ -62,7 +62,11 @@ class TeacherSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="a row of the table of teachers, or a new name with `encoder`")
-    encoder: EncoderKind | None = Field(None, description="which encoder reads the model")
+    encoder: EncoderKind | None = Field(
+        None,
+        description="what reads the model: `stella`, `nv-embed`, `sentence-transformers`, or "
+        "`tfidf-svd`, which is fitted on the texts",
+    )
     path: str | None = Field(
         None, description="a local folder, `package:NAME` or a hub id, instead of the table's"
     )
@@ -71,8 +75,12 @@ class TeacherSpec(BaseModel):
     prompts: dict[str, str] | None = Field(
         None, description="prompt by corpus source; `default` for the others; `@name` = published"
     )
-    max_tokens: Annotated[int, Field(gt=0)] | None = Field(None, description="longest input")
-    dtype: Dtype | None = Field(None, description="arithmetic of the encoder")
+    max_tokens: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="longest input; what is longer is cut"
+    )
+    dtype: Dtype | None = Field(
+        None, description="arithmetic of the encoder: `float32`, `bfloat16` or `float16`"
+    )
     licence: str | None = Field(None, description="licence of the model's outputs")
     sample: Annotated[int, Field(gt=0)] | None = Field(
         None, description="texts that a fitted teacher is fitted on"

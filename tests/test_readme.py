@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.recipe import load
+from cli.recipe_fields import sections
 from student.spec import PAPER_HEADS
 from student.stage_checks import check
 from student.stage_fields import FIELD_COLUMNS, TABLE_COLUMNS, fields, table
@@ -58,3 +59,27 @@ def test_every_file_that_the_readme_names_is_there() -> None:
     named |= set(re.findall(r"`((?:docs|recipes|benchmarks|examples)/[\w./-]+)`", text))
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing
+
+
+def test_docs_have_the_fields_of_a_recipe_as_the_program_has_them() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    for section in sections():
+        rows = [
+            f"| `{name}` | {default} | {meaning} |" for name, default, meaning in section.fields
+        ]
+        lines = [
+            f"## {section.head or 'At the top'}",
+            "",
+            section.meaning,
+            "",
+            "| " + " | ".join(FIELD_COLUMNS) + " |",
+            "|" + "---|" * len(FIELD_COLUMNS),
+            *rows,
+        ]
+        assert "\n".join(lines) in page, section.head
+
+
+def test_every_link_in_the_docs_leads_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page}: {target}"
