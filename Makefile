@@ -1,12 +1,12 @@
 # The only set-up there is: every target makes the environment it needs.
 #
-#   make demo       the whole path on real text: cache → three stages → table → exported model
+#   make demo       the whole path on real text: cache → four stages → tables → model → report
 #   make test       the tests (five and a half minutes on two cores); make test-all adds the slow ones
 #   make lint       ruff and mypy
-#   make bench      the benchmarks, side by side with what they are compared to
+#   make bench      three of the benchmarks (reading, Parquet, ranking); the others: python benchmarks/NAME.py
 #
 # PYTHON=python3.12 make …             another interpreter (3.11 or newer)
-# PIP_OPTIONS="--index-url …" make …   where pip finds packages, for instance a CPU build of torch
+# PIP_OPTIONS="--extra-index-url …" make …   where pip finds packages too, for instance a CPU build of torch
 
 PYTHON ?= python3
 PIP_OPTIONS ?=

