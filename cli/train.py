@@ -136,7 +136,7 @@ def train(
         update={"stages": {**book.stages, stage: {**book.stages.get(stage, {}), **changes}}}
     ).stage(stage)
     if weights is not None:
-        spec = with_weights(spec, _weights(weights))
+        spec = with_weights({stage: spec}, _weights(weights))[stage]
     cache = cache or cache_of(out, stage, init_from)
     reader = CacheReader(cache)
     if verify and Rank.from_environment().local == 0:

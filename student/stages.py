@@ -281,22 +281,40 @@ def _with_heads(spec: StageSpec, heads: Mapping[str, LossWeights]) -> StageSpec:
     return spec.model_copy(update={"heads": learning})
 
 
-def with_weights(spec: StageSpec, weights: Mapping[str, float]) -> StageSpec:
-    """The same stage with these weights (or margin, temperature, focus) on all its heads.
+def with_weights(
+    stages: Mapping[int, StageSpec], weights: Mapping[str, float]
+) -> dict[int, StageSpec]:
+    """The same stages with these weights (or margin, temperature, focus) on all their heads.
 
-    A weight that is 0 for a head by design (the cosine of a reduced head) stays 0. A head whose
-    losses then all have weight 0 has no part in the stage.
+    A loss that has weight 0 on a head by design (the cosine of a reduced head) stays without. A
+    head whose losses then all have weight 0 has no part in its stage.
 
     Raises:
-        StageError: an unknown loss, a weight that is no number ≥ 0, or no loss that is left.
+        StageError: an unknown loss, a weight that is no number ≥ 0, one of a loss that no head of
+            any stage has, or a stage without a loss that is left.
     """
     known = (*LOSSES, "margin", "temperature", "focus")
-    for name in weights:
+    for name, value in weights.items():
         if name not in known:
             raise StageError(f"there is no loss {name!r}; weights are {', '.join(known)}")
+        heads = [each for spec in stages.values() for each in spec.heads.values()]
+        if value and not any(_takes(each, name) for each in heads):
+            number, spec = next(iter(stages.items()))
+            raise StageError(
+                f"the weight of {name} would change nothing: it is 0 on every head, which stays "
+                f"so; give it to a head, as stages.{number}.heads.{next(iter(spec.heads))}.{name}"
+            )
+    return {number: _reweighted(spec, weights) for number, spec in stages.items()}
+
+
+def _takes(weights: LossWeights, name: str) -> bool:
+    return name not in LOSSES or getattr(weights, name) != 0
+
+
+def _reweighted(spec: StageSpec, weights: Mapping[str, float]) -> StageSpec:
     heads = {}
     for head, old in spec.heads.items():
-        new = {name: value for name, value in weights.items() if getattr(old, name) != 0}
+        new = {name: value for name, value in weights.items() if _takes(old, name)}
         try:
             heads[head] = LossWeights.model_validate({**old.model_dump(), **new})
         except ValidationError as error:

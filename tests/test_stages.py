@@ -85,7 +85,7 @@ def test_stage_without_enough_rows_is_refused() -> None:
 def test_stage_whose_losses_are_all_off_is_refused() -> None:
     off = {"cosine": 0, "similarity": 0, "relative": 0}
     with pytest.raises(StageError, match="nothing would be trained"):
-        with_weights(STAGES[1], off)
+        with_weights({1: STAGES[1]}, off)
     with pytest.raises(StageError, match="nothing would be trained"):
         stage(1, {"heads": {"fc1": off}})
 
@@ -113,16 +113,26 @@ def test_bad_values_are_refused_by_name(changes: dict[str, object]) -> None:
 
 
 def test_weights_change_only_heads_that_had_the_loss() -> None:
-    heads = with_weights(STAGES[3], {"cosine": 5, "relative": 0}).heads
+    heads = with_weights({3: STAGES[3]}, {"cosine": 5, "relative": 0})[3].heads
     assert heads["fc1"] == LossWeights(cosine=5, similarity=200, relative=0)
     assert heads["fc2"] == LossWeights(cosine=0, similarity=200, relative=0)
 
 
 def test_unknown_or_negative_weight_is_refused() -> None:
     with pytest.raises(StageError, match="no loss 'cosin'"):
-        with_weights(STAGES[1], {"cosin": 1})
+        with_weights({1: STAGES[1]}, {"cosin": 1})
     with pytest.raises(StageError, match="weights of fc1: cosine"):
-        with_weights(STAGES[1], {"cosine": -1})
+        with_weights({1: STAGES[1]}, {"cosine": -1})
+
+
+def test_a_weight_that_no_head_takes_is_refused_and_a_margin_is_taken_by_all() -> None:
+    plain = stage(2, {"heads": {"fc1": {"similarity": 0, "relative": 0, "margin": 0}}})
+    expected = r"similarity would change nothing.* give it .* stages\.2\.heads\.fc1\.similarity"
+    with pytest.raises(StageError, match=expected):
+        with_weights({2: plain}, {"similarity": 200})
+    assert with_weights({2: plain}, {"similarity": 0})[2] == plain
+    assert with_weights({2: plain}, {"margin": 0.1})[2].heads["fc1"].margin == 0.1
+    assert with_weights({2: plain, 3: STAGES[3]}, {"similarity": 5})[2] == plain
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
@@ -253,7 +263,8 @@ def test_heads_of_a_recipe_change_weight_by_weight() -> None:
 
 
 def test_weights_leave_out_a_head_that_has_no_loss_left() -> None:
-    assert list(with_weights(STAGES[3], {"similarity": 0, "relative": 0}).heads) == ["fc1"]
+    changed = with_weights({3: STAGES[3]}, {"similarity": 0, "relative": 0})
+    assert list(changed[3].heads) == ["fc1"]
 
 
 def test_closed_forms_may_be_named_or_only_listed() -> None:

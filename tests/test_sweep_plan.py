@@ -164,10 +164,16 @@ def test_changes_mean_what_they_mean_in_a_recipe_and_on_the_command_line(tmp_pat
     run = stages_of(planned(text, tmp_path), "b", 3)[2]
     changes = {"fc2": {"target": "fc1"}, "fc1[:5]": {"similarity": 3}}
     expected = stage(3, {"batch_size": 16, "steps": 7, "heads": changes})
-    assert run.spec == with_weights(expected, {"relative": 0, "margin": 0.1})
+    assert run.spec == with_weights({3: expected}, {"relative": 0, "margin": 0.1})[3]
     assert run.student == BASE.student.model_copy(update={"layers": (0, 2)})
     assert run.teachers == ("right",)
     assert stages_of(planned(text, tmp_path), "a", 3)[2].spec.steps == 7
+
+
+def test_a_weight_may_be_of_a_loss_that_only_some_stage_of_an_arm_has(tmp_path: Path) -> None:
+    text = TWO + ("change.weights.contrastive = 7\nchange.stages.2.heads.fc1.contrastive = 1\n")
+    runs = stages_of(planned(text, tmp_path), "b", 3)
+    assert [run.spec.heads["fc1"].contrastive for run in runs] == [0, 7, 0]
 
 
 def test_a_grid_has_an_arm_for_every_combination_named_by_its_values(tmp_path: Path) -> None:
@@ -208,6 +214,10 @@ def test_a_vector_may_be_measured_in_place_of_a_head(tmp_path: Path) -> None:
         (TWO + "change.stages.1 = 9", r"stages\.1 is no field but a table: expected stages\.1\.FI"),
         (TWO + "change.seed = 9", r"seeds are not changed by an arm"),
         (TWO + "change.weights.relativ = 9", r"arm 'b': there is no loss 'relativ'"),
+        (
+            TWO + "change.weights.contrastive = 9",
+            r"arm 'b': the weight of contrastive would change .* stages\.1\.heads\.fc1\.contr",
+        ),
         (TWO + "change.stages.1.steps = 0", r"arm 'b': stage 1: steps: .* greater than 0"),
         (TWO + "change.stages.1.batch_size = 500", r"arm 'b': a batch of 500 texts, but only 200"),
         (TWO + "change.stages.3.heads.fc2.cosine = 1", r"arm 'b': fc2 is 6 wide and its target 20"),

@@ -168,6 +168,7 @@ def _lay_out(made: Plan, arm: Arm, base: Base, seed: int, precision: str) -> str
         student = _student(base.student, changes)
         teachers = _teachers(changes.get("teachers"), source)
         specs = {number: _stage(number, base, changes) for number in numbers}
+        specs = with_weights(specs, _weights(changes))
         width = sum(source.widths[teacher] for teacher in teachers)
         widths = {FULL_HEAD: width, **student.reduced_heads}
         for spec in specs.values():
@@ -261,13 +262,14 @@ def _stage(number: int, base: Base, changes: Changes) -> StageSpec:
             own.setdefault("heads", {}).setdefault(rest[2], {})[rest[3]] = value
         else:
             own[rest[1]] = value
-    weights = {
-        path.removeprefix("weights."): value
-        for path, value in changes.items()
-        if path.startswith("weights.")
-    }
-    spec = stage(number, own)
-    return with_weights(spec, weights) if weights else spec
+    return stage(number, own)
+
+
+def _weights(changes: Changes) -> Changes:
+    """The changes that every stage and head share, by the loss."""
+    prefix = "weights."
+    found = {path: value for path, value in changes.items() if path.startswith(prefix)}
+    return {path.removeprefix(prefix): value for path, value in found.items()}
 
 
 def _check_measured(made: Plan) -> None:
