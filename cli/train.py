@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,7 +115,7 @@ def train(
     """
     from cli.recipe import RecipeError, load
     from cli.seeing import seeing_of
-    from student.run import StageRun, cache_of, finished
+    from student.run import StageRun, cache_of, facts_of, finished, start_of
     from student.stage_checks import check
     from student.stages import with_weights
     from teacher_cache.ranks import Rank
@@ -146,34 +146,31 @@ def train(
     names = tuple(block.teacher for block in reader.blocks(asked))
     target_width = reader.width(names)
     widths = {"fc1": target_width, **book.student.reduced_heads}
-    seeing = seeing_of(book, base, spec, captions)
-    rows = len(reader.train_rows) if seeing is None else len(seeing.pairs.train)
-    check(spec, widths, target_width, rows, reader.teachers)
     stage_run = StageRun(
         out=out,
         stage=stage,
         spec=spec,
-        student=book.student.text_side if seeing is None else book.student,
+        student=book.student.text_side,
         identity=reader.identity,
         teachers=names,
         seed=book.seed if seed is None else seed,
         init_from=init_from,
-        images=None if seeing is None else seeing.pairs.identity,
     )
-    from student.run import FRESH, start_of
+    start_of(stage_run)  # refuse before a model is fetched or torch is loaded
+    seeing = seeing_of(book, base, spec, captions)
+    if seeing is not None:
+        stage_run = replace(stage_run, student=book.student, images=seeing.pairs.identity)
+    rows = len(reader.train_rows) if seeing is None else len(seeing.pairs.train)
+    check(spec, widths, target_width, rows, reader.teachers)
     from teacher_cache.models import locate
 
     init, _ = locate(book.student.init, book.student.revision, what="the student's init", base=base)
     if dry_run:
-        if finished(stage_run):
+        if not restart and finished(stage_run, facts_of(stage_run, init)):
             typer.echo(f"{stage_run.model}: done before; --restart would train it anew")
             return
         _print_plan(stage_run, reader, init, seeing)
         return
-    if restart:
-        shutil.rmtree(stage_run.folder, ignore_errors=True)
-    if init_from != FRESH:
-        start_of(stage_run)  # refuse before torch is loaded
     from student.launcher import asked_for
 
     asked_for()  # refuse before a model is loaded
@@ -206,6 +203,7 @@ def train(
                 cpu=cpu,
                 pooled=pooled,  # type: ignore[arg-type]
             ),
+            restart=restart,
             on_step=on_step,
             phase=phase,
             say=note,

@@ -9,6 +9,7 @@ and renamed: it is whole or absent, and until it is there the one before it stay
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from student.durable import remove_folder, replace_folder
+from student.run import START
 from student.spec import StudentError
 
 KEEP = 2
@@ -38,14 +40,19 @@ class Best:
     step: int
     score: float
 
+    def is_below(self, score: float) -> bool:
+        """Whether a score is better; vectors that are all alike have none (nan): the worst."""
+        return score > self.score or (math.isnan(self.score) and not math.isnan(score))
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint on disk, after `step` steps."""
+    """A checkpoint on disk, after `step` steps, which took `seconds`, interruptions left out."""
 
     folder: Path
     step: int
     best: Best | None
+    seconds: float = 0.0
 
     def overlay(self, student: nn.Module) -> None:
         """Set the parameters that the stage changes to what they were."""
@@ -71,10 +78,12 @@ def save(
     facts: Mapping[str, Any],
     *,
     best: Best | None = None,
+    seconds: float = 0.0,
 ) -> Checkpoint:
     """Write the checkpoint after `step` steps; the last few stay, and the best where there is one.
 
-    `facts` (the cache's identity, the stage) are what `newest` will ask to find again.
+    `facts` (the cache's identity, the stage) are what `newest` will ask to find again; `seconds`
+    is how long the steps took.
     """
     target = folder / f"step-{step:08d}"
     for left in folder.glob(".step-*"):
@@ -84,10 +93,11 @@ def save(
     save_file(dict(weights), aside / WEIGHTS_FILE)
     flat = {f"{kind}:{n}": value for n, state in optimizer.items() for kind, value in state.items()}
     save_file(flat, aside / OPTIMIZER_FILE)
-    state = {"step": step, "best": None if best is None else asdict(best), **facts}
+    kept = {"step": step, "best": None if best is None else asdict(best), "seconds": seconds}
+    state = {**kept, **facts}
     (aside / STATE_FILE).write_text(json.dumps(state, indent=1) + "\n")
     replace_folder(aside, target)
-    written = Checkpoint(target, step, best)
+    written = Checkpoint(target, step, best, seconds)
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
         if old != _best_folder(written):
             remove_folder(old)
@@ -98,12 +108,13 @@ def newest(folder: Path, facts: Mapping[str, Any]) -> Checkpoint | None:
     """The newest checkpoint, if there is one.
 
     Raises:
-        StudentError: it was written with other facts (another cache, another stage).
+        StudentError: it was written with other facts (another cache, another stage, another start).
     """
     found = sorted(folder.glob("step-*"))
     if not found:
         return None
-    state = json.loads((found[-1] / STATE_FILE).read_text())
+    # Checkpoints of older versions do not say what the start was.
+    state = {START: facts.get(START), **json.loads((found[-1] / STATE_FILE).read_text())}
     for name, value in facts.items():
         if state.get(name) != value:
             raise StudentError(
@@ -111,7 +122,7 @@ def newest(folder: Path, facts: Mapping[str, Any]) -> Checkpoint | None:
                 f"({value}); give another --out, or --restart to begin the stage anew"
             )
     best = None if state["best"] is None else Best(**state["best"])
-    return Checkpoint(found[-1], state["step"], best)
+    return Checkpoint(found[-1], state["step"], best, state.get("seconds", 0.0))
 
 
 def best_of(last: Checkpoint) -> Checkpoint:

@@ -53,8 +53,10 @@ class Log:
 def last_line(folder: Path) -> dict[str, float]:
     """The metrics that were written last; none where there are none."""
     path = folder / METRICS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return json.loads(lines[-1]) if lines else {}
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    # What stands behind the last line break is torn: its writer was killed, or is writing it.
+    whole = lines[:-1]
+    return json.loads(whole[-1]) if whole else {}
 
 
 def _lines_until(path: Path, step: int) -> list[str]:

@@ -16,9 +16,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from student.durable import replace_text
 from student.spec import StudentError, StudentSpec
 from student.stages import MEMORY_FIELDS, StageSpec
+from teacher_cache.models import body_fingerprint
 from teacher_cache.reader import CacheReader
 
 RUN_FILE = "run.json"
@@ -26,6 +29,8 @@ EVALUATION_FILE = "evaluation.json"
 """In a stage's folder: what `jasper-student evaluate` found of it."""
 RECALL_FILE = "recall.json"
 """In a stage's folder: what `jasper-student recall` found."""
+START = "start"
+"""Among a stage's facts: the digest of what it started from."""
 FRESH = "fresh"
 """As `init_from`: begin with the untrained student, whatever the stage."""
 
@@ -61,7 +66,7 @@ class StageRun:
         return self.folder / "checkpoints"
 
     def facts(self) -> dict[str, Any]:
-        """What decides the outcome, as plain data: equal facts give equal students."""
+        """What was asked for that decides the outcome, as plain data; see `facts_of`."""
         return {
             "cache": self.identity,
             "teachers": list(self.teachers),
@@ -105,7 +110,8 @@ def start_of(run: StageRun) -> Path | None:
     That is the stage before it, or what `init_from` names.
 
     Raises:
-        StudentError: there is none, or it was trained from another cache or other teachers.
+        StudentError: there is none, it is the stage itself, or it was trained from another cache,
+            other teachers or as another student.
     """
     if run.init_from == FRESH or (run.init_from is None and run.stage == 1):
         return None
@@ -118,6 +124,11 @@ def start_of(run: StageRun) -> Path | None:
             )
     else:
         folder = Path(run.init_from)
+        if folder.resolve() == run.folder.resolve():
+            raise StudentError(
+                f"--init-from {folder} is the stage that is to be trained, which cannot start from "
+                "itself; give the stage before it, or another --out"
+            )
         if not (folder / "model").is_dir():
             raise StudentError(
                 f"--init-from {folder} holds no trained stage: expected RUN/stage-N with a model, "
@@ -130,7 +141,35 @@ def start_of(run: StageRun) -> Path | None:
                 f"{folder} was trained from another {name} ({record[name]}) than this run's "
                 f"({asked}); a run stays with one cache and its teachers"
             )
+    students = (StudentSpec.model_validate(record["student"]).text_side, run.student.text_side)
+    if students[0] != students[1]:
+        was, is_now = ({"student": each.model_dump(mode="json")} for each in students)
+        raise StudentError(
+            f"{folder} was trained as another student: {_change('student', was, is_now)}; give the "
+            "recipe that it was trained with as --recipe"
+        )
     return folder / "model"
+
+
+def facts_of(run: StageRun, init: Path) -> dict[str, Any]:
+    """What decides a stage's outcome, as plain data: equal facts give equal students.
+
+    The start's own facts are among them by their digest, and so its start's: of the first, which
+    is untrained, the digest of the files in `init`, whose weights are read for it.
+
+    Raises:
+        StudentError: as `start_of`.
+    """
+    start = start_of(run)
+    return {**run.facts(), START: body_fingerprint(init) if start is None else _digest(start)}
+
+
+def _digest(start: Path) -> str:
+    record = read_record(start.parent)
+    names = ("cache", "teachers", "student", "stage", "seed", "images")
+    # Where a start lies is not what it is; of records without its digest it is all that there is.
+    facts = [*(record.get(name) for name in names), record.get(START, record.get("init_from"))]
+    return xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True).encode())
 
 
 def cache_of(out: Path, stage: int, init_from: str | None) -> Path:
@@ -177,22 +216,31 @@ def _moved(folder: Path, cache: Path) -> str:
     )
 
 
-def finished(run: StageRun) -> bool:
-    """Whether this very stage is done already.
+def finished(run: StageRun, facts: Mapping[str, Any]) -> bool:
+    """Whether this very stage, with these facts, is done already.
 
     Raises:
-        StudentError: the folder holds the stage, done under other settings.
+        StudentError: the folder holds the stage, done under other settings or from another start.
     """
     if not run.model.is_dir():
         return False
-    record, facts = read_record(run.folder), run.facts()
+    # Records of older versions do not say what the start was.
+    record = {START: facts[START], **read_record(run.folder)}
     for name, asked in facts.items():
         if record.get(name) != asked:
+            other = f"with other settings: {_change(name, record, facts)}"
+            if name == START:
+                other = f"from another student than what {_start_in_words(run)} is now"
             raise StudentError(
-                f"{run.folder} was trained with other settings: {_change(name, record, facts)}; "
-                "give another --out, or --restart to train the stage anew"
+                f"{run.folder} was trained {other}; give another --out, or --restart to train the "
+                "stage anew"
             )
     return True
+
+
+def _start_in_words(run: StageRun) -> str:
+    start = start_of(run)
+    return run.student.init if start is None else str(start.parent)
 
 
 def _change(name: str, record: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
@@ -204,14 +252,18 @@ def _change(name: str, record: Mapping[str, Any], facts: Mapping[str, Any]) -> s
 
 
 def write_record(
-    run: StageRun, reader: CacheReader, init: Path, figures: Mapping[str, Any]
+    run: StageRun,
+    reader: CacheReader,
+    init: Path,
+    facts: Mapping[str, Any],
+    figures: Mapping[str, Any],
 ) -> None:
     """Write `run.json`: the facts, the figures of this training, and what it ran on."""
     blocks = reader.blocks(run.teachers)
     start = start_of(run)
     before = [] if start is None else read_record(start.parent)["trained_heads"]
     record = {
-        **run.facts(),
+        **facts,
         "number": run.stage,
         "memory": run.spec.model_dump(include=set(MEMORY_FIELDS)),
         "trained_heads": list(dict.fromkeys([*before, *run.spec.heads, *run.spec.closed_form])),
@@ -242,6 +294,12 @@ def read_record(folder: Path) -> dict[str, Any]:
             "--restart"
         )
     return record
+
+
+def keeps_text_side(record: Mapping[str, Any]) -> bool:
+    """Whether a stage, by its record, left the text side as it was: what was measured of the stage
+    before it then still holds."""
+    return set(record["stage"]["trains"]) <= {"vision", "pooler"}
 
 
 def versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from student import checkpoint
 from student.batches import Samples, batches, cached, states_of, texts_of
 from student.closed_form import start_heads
-from student.durable import replace_folder
+from student.durable import remove_folder, replace_folder
 from student.engine import Engine, Precision
 from student.memory import peak_memory
 from student.metrics import Log, last_line
@@ -27,7 +27,7 @@ from student.plan import check_model
 from student.pooled import Pooled, sample_differs, why_not
 from student.probe import SCORE, Probe
 from student.rows import rows_to_train_on
-from student.run import StageRun, finished, start_of, write_record
+from student.run import StageRun, facts_of, finished, start_of, write_record
 from student.seeing import CaptionStates, Seeing, image_side, seen
 from student.spec import StudentError
 from student.stage_checks import check_processes
@@ -70,11 +70,15 @@ def train(
     *,
     seeing: Seeing | None = None,
     settings: Settings = Settings(),
+    restart: bool = False,
     on_step: OnStep = lambda _step, _metrics: None,
     phase: Phase = _silent,
     say: Callable[[str], None] = lambda _: None,
 ) -> bool:
     """Train one stage, or finish one that was interrupted; False if it was done before.
+
+    With `restart` it begins anew; what there is of it goes when the first step is about to be
+    taken, and stays where anything is refused before that.
 
     `init` is the folder of the untrained student's body. The global batch is divided among the
     processes of the launcher; its losses see all of it. `seeing` is for stages that read images.
@@ -84,7 +88,8 @@ def train(
         StudentError: the run's folder, its start or its checkpoint belongs to something else.
         StageError: the stage does not fit the student or the processes, or its loss is no number.
     """
-    if finished(run):
+    known = facts_of(run, init)
+    if not restart and finished(run, known):
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # of a run that was killed at its end
         return False
     engine = Engine.start(settings.precision, cpu=settings.cpu)
@@ -99,8 +104,8 @@ def train(
     trained = student.train_only(run.spec.trains)
     if run.spec.gradient_checkpointing and not kept_states:
         student.compute_layers_again(trained)
-    facts = {**run.facts(), "inputs": "pooled states" if kept_states else run.spec.reads}
-    found = checkpoint.newest(run.checkpoints, facts)
+    facts = {**known, "inputs": "pooled states" if kept_states else run.spec.reads}
+    found = None if restart else checkpoint.newest(run.checkpoints, facts)
     if found is None:
         _solve_heads(run, reader, student, init, phase, kept_states=kept_states)
     else:
@@ -129,17 +134,16 @@ def train(
         on_step,
         found,
     )
-    began = time.perf_counter()
-    metrics = loop.steps(reader)
+    metrics = loop.steps(reader, restart=restart)
     figures = {**engine.describes, "inputs": facts["inputs"], **metrics, "steps": run.spec.steps}
-    figures["seconds"] = time.perf_counter() - began
+    figures["seconds"] = loop.seconds
     if seeing is not None:
         figures["images_passed_over"] = len(seeing.pairs.broken)
     if loop.best is not None:
         figures["best"] = asdict(loop.best)
     if engine.accelerator.is_main_process and loop.last is not None:
         chosen = checkpoint.best_of(loop.last) if run.spec.keep == "best" else loop.last
-        write_record(run, reader, init, {**figures, "kept": chosen.step})
+        write_record(run, reader, init, known, {**figures, "kept": chosen.step})
         _write_model(run, _student(run, reader, init, start, seeing), chosen)
     engine.accelerator.wait_for_everyone()
     return True
@@ -152,6 +156,14 @@ def _in_words(engine: Engine, spec: StageSpec) -> str:
         f"engine: {facts['engine']}, {facts['processes']} × {facts['device']}, "
         f"{facts['precision']}; {spec.batch_size} {spec.reads} a step, {share} each"
     )
+
+
+def _throw_away(folder: Path, engine: Engine) -> None:
+    if engine.accelerator.is_main_process and folder.exists():
+        place = folder.resolve()  # in a sweep, folders of stages are links
+        remove_folder(place)
+        place.mkdir()
+    engine.accelerator.wait_for_everyone()
 
 
 def _write_model(run: StageRun, student: Student, chosen: checkpoint.Checkpoint) -> None:
@@ -263,9 +275,17 @@ class _Loop:
     on_step: OnStep
     last: checkpoint.Checkpoint | None
     best: checkpoint.Best | None = field(init=False)
+    since: float = field(init=False)
+    """When the first step would have begun, had nothing interrupted them."""
 
-    def steps(self, reader: CacheReader) -> Metrics:
+    @property
+    def seconds(self) -> float:
+        """How long the steps took, those before the checkpoint that was resumed from included."""
+        return time.perf_counter() - self.since
+
+    def steps(self, reader: CacheReader, *, restart: bool) -> Metrics:
         """Take the steps that are left; give the last one's metrics."""
+        self.since = time.perf_counter() - (self.last.seconds if self.last else 0.0)
         run, accelerator = self.run, self.engine.accelerator
         done = self.last.step if self.last else 0
         self.best = self.last.best if self.last else None
@@ -282,6 +302,8 @@ class _Loop:
             run.spec, accelerator, self.engine.model, self.engine.optimizer, self.engine.trained,
             blocks=blocks, hidden=self.student.hidden, seed=run.seed,
         )  # fmt: skip
+        if restart:
+            _throw_away(run.folder, self.engine)
         metrics: Metrics = last_line(run.folder) if done else {}
         self.engine.model.train()
         self.on_step(done, {})
@@ -310,7 +332,7 @@ class _Loop:
     def _keep(self, done: int, metrics: Metrics) -> None:
         """Write a checkpoint where one is due: at times, at the end, and of the best if asked."""
         spec = self.run.spec
-        improved = SCORE in metrics and (self.best is None or metrics[SCORE] > self.best.score)
+        improved = SCORE in metrics and (self.best is None or self.best.is_below(metrics[SCORE]))
         if improved:
             self.best = checkpoint.Best(done, metrics[SCORE])
         due = done % self.settings.save_every == 0 or done == spec.steps
@@ -320,8 +342,9 @@ class _Loop:
         optimizer = self.engine.optimizer_state()
         if self.engine.accelerator.is_main_process:
             self.last = checkpoint.save(
-                self.run.checkpoints, done, weights, optimizer, self.facts, best=self.best
-            )
+                self.run.checkpoints, done, weights, optimizer, self.facts,
+                best=self.best, seconds=self.seconds,
+            )  # fmt: skip
 
 
 def _order(run: StageRun, samples: Samples) -> Order:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch import Tensor
 
 from student.model import load
@@ -44,6 +45,18 @@ def trained(
     assert train(run, reader, init, settings=Settings(cpu=True))
     state: dict[str, Tensor] = load(run.model).state_dict()
     return state
+
+
+def interrupted(run: StageRun, reader: CacheReader, init: Path, step: int) -> Path:
+    """Train until the checkpoint of a step is there; give the file of its state."""
+
+    def stop(done: int, _: object) -> None:
+        if done == step + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run, reader, init, settings=Settings(save_every=step, cpu=True), on_step=stop)
+    return run.checkpoints / f"step-{step:08d}" / "state.json"
 
 
 def assert_same_but_for_rounding(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import copy
+from jobs import contents, copy
 from shard_files import shard_file
 from small_caches import write_cache
 
@@ -164,6 +164,52 @@ def test_a_stage_takes_its_cache_from_the_one_it_starts_from(
     record.write_text(record.read_text().replace(f"{folder}/cache", f"{folder}/gone"))
     assert call(train_command.main, "--stage", 2, "--out", out, "--dry-run", *asked) == 2
     assert "gone any more; give it as --cache" in capsys.readouterr().err
+
+
+def test_a_trained_stage_outlives_a_restart_that_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(folder, out="kept") == 0
+    before = contents(folder / "kept")
+    refused = {
+        "cannot start from itself": ("--init-from", folder / "kept" / "stage-1"),
+        "holds no trained stage": ("--init-from", folder / "kept" / "stage-l"),
+        "--pooled require: the cache keeps no": ("--pooled", "require"),
+    }
+    for message, arguments in refused.items():
+        assert train(folder, "--restart", *arguments, out="kept") == 2
+        assert message in capsys.readouterr().err
+        assert contents(folder / "kept") == before
+    assert train(folder, "--restart", "--steps", 5, "--dry-run", out="kept") == 0
+    assert contents(folder / "kept") == before
+    assert train(folder, "--restart", "--steps", 5, out="kept") == 0
+    assert "(done before)" not in capsys.readouterr().out
+    assert json.loads((folder / "kept/stage-1/run.json").read_text())["stage"]["steps"] == 5
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_forgotten_recipe_is_noticed_before_its_model_is_sought(
+    folder: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    out = folder / "forgotten"
+    assert train(folder, out=out.name) == 0
+    assert call(train_command.main, "--stage", 2, "--out", out, "--cpu", *more) == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "was trained as another student: init was " in line
+    assert line.endswith("give the recipe that it was trained with as --recipe")
+
+
+def test_a_weight_that_changes_nothing_is_refused_by_the_name_of_its_field(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "plain.toml"
+    text = (folder / "recipe.toml").read_text()
+    recipe.write_text(text + "heads.fc1 = { similarity = 0, margin = 0 }\n")
+    assert train(folder, "--recipe", recipe, "--weights", "similarity=2", out="bad") == 2
+    assert "as stages.1.heads.fc1.similarity" in capsys.readouterr().err
+    asked = ("--recipe", recipe, "--weights", "margin=0.5", "--dry-run")
+    assert train(folder, *asked, out="bad") == 0
+    assert '"margin": 0.5' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
