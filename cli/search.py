@@ -108,7 +108,7 @@ def search(
     if row is None and is_id:
         raise CacheError(f"{cache} has no row with the id {query}; if it is a text, add --text")
     if row is not None and source not in (None, *reader.sources([row])):
-        row = None  # the same text, but under another prompt
+        query, row = reader.texts([row])[0], None  # the same text, but under another prompt
     if row is None:
         vector = _encoded(reader, query, chosen, source, folders, device)
     else:

@@ -95,7 +95,10 @@ def test_number_as_a_text_and_a_new_text_are_encoded(cache: CacheReader, ask: As
         assert not {"\x1b", "\u202e"} & set(shown.out)
     (text,), (source,) = cache.texts([3]), cache.sources([3])
     other = {"web": "asked", "asked": "web"}[source]
-    assert ask(text, "--source", other, "--device", "cpu").out.startswith("a new text: ")
+    encoded = ask(text, "--source", other, "--device", "cpu")
+    assert encoded.out.startswith("a new text: ")
+    for same in (3, *cache.ids([3])):
+        assert ask(same, "--source", other, "--device", "cpu") == encoded
 
 
 def test_large_cache_gets_an_index_beside_it_once(
