@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from tokenizers.processors import TemplateProcessing
 
 from student.spec import StudentError
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE = "TemplateProcessing"
+"""As tokenizer.json calls what puts tokens around a text."""
 
 
 class TextTokenizer:
@@ -108,7 +109,23 @@ class TextTokenizer:
         if eos is None:
             raise StudentError("the tokenizer asks for an EOS after each text but has none")
         if self.tokenizer.encode("a").ids[-1:] != [eos]:
-            token = self.tokenizer.id_to_token(eos)
-            self.tokenizer.post_processor = TemplateProcessing(
-                single=f"$A {token}", special_tokens=[(token, eos)]
-            )
+            self.tokenizer = _ending_with(self.tokenizer, eos)
+
+
+def _ending_with(tokenizer: Tokenizer, number: int) -> Tokenizer:
+    """The same tokenizer, with a token behind all that it puts around a text."""
+    token = tokenizer.id_to_token(number)
+    state = json.loads(tokenizer.to_str())
+    old = state["post_processor"]
+    steps = [] if old is None else old["processors"] if old["type"] == "Sequence" else [old]
+    # Written into the template that is there: a second one would take what the first one puts
+    # before a text, and the text, for a pair of texts.
+    template = next((step for step in steps if step["type"] == TEMPLATE), None)
+    if template is None:
+        whole = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+        template = {"type": TEMPLATE, "single": whole[:1], "pair": whole, "special_tokens": {}}
+        steps.append(template)
+    template["single"].append({"SpecialToken": {"id": token, "type_id": 0}})
+    template["special_tokens"][token] = {"id": token, "ids": [number], "tokens": [token]}
+    state["post_processor"] = {"type": "Sequence", "processors": steps}
+    return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))

@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from tokenizers.processors import BertProcessing, ByteLevel, Sequence, TemplateProcessing
 from transformers import AutoModel, AutoTokenizer
 
 from student.body import body_layers
@@ -189,6 +191,40 @@ def test_eos_that_the_folder_asks_for_is_appended_inside_the_limit(tmp_path: Pat
     assert saved("one two")["input_ids"] == tokenizer.encode(["one two"])[0]
 
 
+@pytest.mark.parametrize(
+    ("old", "before", "behind"),
+    [
+        (TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", 0)]), [0], []),
+        (
+            Sequence(
+                [
+                    ByteLevel(),
+                    TemplateProcessing(
+                        single="<unk> four $A two",
+                        special_tokens=[("<unk>", 0), ("four", 5), ("two", 3)],
+                    ),
+                ]
+            ),
+            [0, 5],
+            [3],
+        ),
+        (BertProcessing(("two", 3), ("four", 5)), [5], [3]),
+        (TemplateProcessing(single="<unk> $A <end>", special_tokens=[("<unk>", 0), ("<end>", 1)]),
+         [0], []),
+    ],
+)  # fmt: skip
+def test_eos_comes_once_and_behind_what_the_file_puts_around_a_text(
+    tmp_path: Path, old: Any, before: list[int], behind: list[int]
+) -> None:
+    write_word_tokenizer(tmp_path, {"add_eos_token": True, "eos_token": "<end>"}, around=old)
+    tokenizer = TextTokenizer(tmp_path, max_tokens=6)
+    assert tokenizer.encode(["one three"]) == [[*before, 2, 4, *behind, 1]]
+    (cut,) = tokenizer.encode(["one " * 9])
+    assert (len(cut), cut[: len(before)], cut[-1]) == (6, before, 1)
+    tokenizer.save(tmp_path / "saved")
+    assert TextTokenizer(tmp_path / "saved", 6).encode(["one"]) == tokenizer.encode(["one"])
+
+
 def test_weights_that_lack_a_tensor_are_refused_by_its_name(
     tmp_path: Path, small_encoder: Path
 ) -> None:
@@ -215,7 +251,7 @@ def test_folder_without_a_model_or_a_tokenizer_is_refused(
         load(tmp_path)
 
 
-def write_word_tokenizer(folder: Path, config: dict[str, object]) -> None:
+def write_word_tokenizer(folder: Path, config: dict[str, object], around: Any = None) -> None:
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
 
@@ -224,5 +260,7 @@ def write_word_tokenizer(folder: Path, config: dict[str, object]) -> None:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.add_special_tokens(["<unk>", "<end>"])
+    if around is not None:
+        tokenizer.post_processor = around
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
