@@ -17,6 +17,7 @@ import torch
 from student.encoding import encode
 from student.model import POOLED, create
 from student.run import StageRun, start_of
+from teacher_cache.format import Block
 from teacher_cache.models import body_fingerprint
 from teacher_cache.reader import CacheReader
 
@@ -26,6 +27,11 @@ SAMPLE = 16
 TOLERANCE = {"float32": 2e-3, "float16": 1e-2, "bfloat16": 5e-2}
 """By the arithmetic of the teacher: how far, as a share of its length, a kept state may lie from
 the encoder's in float32. Kept are float16: 3e-4. bf16 in the body of a deep model makes 2e-2."""
+
+
+def prompts_of(block: Block) -> set[str]:
+    """All that may stand before a text in a block: nothing, where no prompt is the default."""
+    return {*block.prompts.values()} | ({""} if "default" not in block.prompts else set())
 
 
 def why_not(run: StageRun, reader: CacheReader, init: Path) -> str | None:
@@ -43,10 +49,7 @@ def why_not(run: StageRun, reader: CacheReader, init: Path) -> str | None:
     if run.student.layers is not None:
         return f"the student keeps layers {list(run.student.layers)} of the body alone"
     (block,) = (block for block in reader.manifest.blocks if block.teacher == kept.teacher)
-    prompts = (
-        {*block.prompts.values()} if "default" in block.prompts else {*block.prompts.values(), ""}
-    )
-    if prompts != {run.student.prompt}:
+    if (prompts := prompts_of(block)) != {run.student.prompt}:
         found = ", ".join(map(repr, sorted(prompts)))
         return f"the student's prompt is {run.student.prompt!r}, {kept.teacher}'s {found}"
     if block.max_tokens != run.student.max_tokens:

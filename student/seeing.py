@@ -22,6 +22,7 @@ from student.batches import Rows, Samples, Target
 from student.inputs import PooledBatch, StudentBatch
 from student.jasper import load_image_side
 from student.model import Student
+from student.pooled import prompts_of
 from student.spec import FreshVision, StudentError, StudentSpec, VisionSpec
 from student.vision import Vision, fresh_vision
 from teacher_cache.models import body_fingerprint
@@ -78,11 +79,12 @@ class CaptionStates:
                 f"{reader.path} is of another student: the text side of {kept.teacher} is not the "
                 f"one in {text}; {made}"
             )
-        limit = block.max_tokens
-        if {*block.prompts.values(), spec.prompt} != {spec.prompt} or limit != spec.max_tokens:
+        limit, prompts = block.max_tokens, prompts_of(block)
+        if prompts != {spec.prompt} or limit != spec.max_tokens:
             raise StudentError(
-                f"{reader.path} has captions of at most {limit} tokens with the prompts "
-                f"{dict(block.prompts)}; the student reads {spec.max_tokens} with {spec.prompt!r}"
+                f"{reader.path} has captions of at most {limit} tokens behind "
+                f"{', '.join(map(repr, sorted(prompts)))}; the student reads {spec.max_tokens} "
+                f"behind {spec.prompt!r}"
             )
         self.reader = reader
         shards = range(len(reader.manifest.shards))

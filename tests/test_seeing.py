@@ -112,14 +112,16 @@ def captions(start: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory
     return caption_cache(tmp_path_factory.mktemp("captions"), start, folder)
 
 
-def caption_cache(out: Path, start: Path, folder: Path) -> CacheReader:
+def caption_cache(
+    out: Path, start: Path, folder: Path, *more: dict[str, str], **changes: Any
+) -> CacheReader:
     student, record = load(start / "model"), read_record(start)
     export(student, out / "teacher", head="pooled", record=record)
     source = {"name": "captions", "pairs": {"path": str(folder / "pairs" / "captions.jsonl")}}
-    spec = CorpusSpec.model_validate({"sources": [source], "held_out": 0.1})
+    spec = CorpusSpec.model_validate({"sources": [source, *more], "held_out": 0.1})
     teacher = {
         "name": "text-side", "encoder": "sentence-transformers", "path": str(out / "teacher"),
-        "max_tokens": TEXT.max_tokens, "keep_pooled": True,
+        "max_tokens": TEXT.max_tokens, "keep_pooled": True, **changes,
     }  # fmt: skip
     chosen = [resolve(TeacherSpec.model_validate(teacher))]
     build(out / "cache", Corpus(spec), chosen, options=Options(rows_per_shard=16))
@@ -223,6 +225,16 @@ def test_captions_of_another_student_are_refused(
         CaptionStates(captions, text, TEXT.model_copy(update={"max_tokens": 20}))
     with pytest.raises(StudentError, match="lacks the caption 'a caption of something else'"):
         CaptionStates(captions, text, TEXT).states(["a caption of something else"])
+
+
+def test_captions_behind_no_prompt_are_not_taken_for_those_behind_the_students(
+    start: Path, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "questions.txt").write_text("what does the river do in winter\n")
+    more = {"name": "questions", "path": str(tmp_path / "questions.txt")}
+    captions = caption_cache(tmp_path, start, folder, more, prompts={"questions": "q: "})
+    with pytest.raises(StudentError, match=r"tokens behind '', 'q: '; .* 24 behind 'q: '$"):
+        CaptionStates(captions, start / "model/text", TEXT.model_copy(update={"prompt": "q: "}))
 
 
 class Stopped(Exception):
