@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.images import ImageError
 from data.pairs import Pairs
-from student.encoding import FloatArray, encode, encode_images, unit
+from student.encoding import ENCODE_BATCH, FloatArray, encode, encode_images, unit
 from student.model import POOLED, Student
 
 AT = (1, 5, 10)
@@ -60,20 +60,25 @@ def measure(
     """
     assert student.vision is not None
     preprocessing = student.vision.preprocessing
-    pixels, kept = [], []
-    for row in rows.tolist():
-        try:
-            pixels.append(torch.from_numpy(preprocessing.pixels(pairs.source.read(row))))
-            kept.append(row)
-        except (ImageError, OSError):
-            continue
+    kept: list[int] = []
+    parts = []
+    # Decoded batch by batch: a million held-out images are terabytes of pixels.
+    for start in range(0, len(rows), ENCODE_BATCH):
+        pixels = []
+        for row in rows[start : start + ENCODE_BATCH].tolist():
+            try:
+                pixels.append(torch.from_numpy(preprocessing.pixels(pairs.source.read(row))))
+                kept.append(row)
+            except (ImageError, OSError):
+                continue
+        parts.append(encode_images(student, pixels, heads, advance=advance))
     if len(kept) < 2:
         raise ImageError(f"only {len(kept)} of {len(rows)} held-out images can be used")
     captions = pairs.captions(kept)
     numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
     of_images = np.array([numbers[caption] for caption in captions])
     of_texts = np.arange(len(numbers))
-    images = encode_images(student, pixels, heads, advance=advance)
+    images = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     texts = encode(student, list(numbers), heads, advance=advance)
     figures = {
         name: {
