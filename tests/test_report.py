@@ -203,6 +203,22 @@ def test_the_summary_gives_the_first_figures_in_words(of_one_run: str) -> None:
     assert "in 1 stage and 12 s of training" in text
 
 
+def test_figures_of_an_earlier_stage_are_a_run_s_only_while_its_text_side_stayed() -> None:
+    measured = made_run(stages=(3, 4))
+    assert measured.evaluated is measured.stages[0], "stage 4 trains the image side alone"
+    third = measured.stages[0].model_copy(update={"evaluation": None})
+    second = made_run(stages=(2,)).stages[0]
+    second = second.model_copy(update={"evaluation": measured.stages[0].evaluation})
+    run = measured.model_copy(update={"stages": [second, third, measured.stages[1]]})
+    assert run.evaluated is None
+    found = "".join(Outline(page_of(Report(runs=[run], sweeps=[]))).text)
+    assert "What it kept of them was not measured yet." in found
+    assert "jasper-student evaluate runs/a does it" in " ".join(found.split())
+    going_on = third.model_copy(update={"finished": False, "record": {}})
+    run = measured.model_copy(update={"stages": [second, going_on]})
+    assert run.evaluated is second
+
+
 def test_several_runs_are_told_side_by_side() -> None:
     runs = [made_run("a", stages=(3,)), made_run("b", shift=0.05, stages=(3,)),
             made_run("c", stages=(1,))]  # fmt: skip

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from student.run import EVALUATION_FILE, FRESH, RUN_FILE, read_record, stage_folder
+from student.run import (
+    EVALUATION_FILE,
+    FRESH,
+    RUN_FILE,
+    keeps_text_side,
+    read_record,
+    stage_folder,
+)
 from teacher_cache.format import CacheError, Manifest
 from teacher_cache.reader import CacheReader
 
@@ -70,6 +77,6 @@ def _evaluation(stages: dict[Path, Mapping[str, Any]]) -> Mapping[str, Any] | No
             found = None
         if isinstance(found, Mapping):
             return found
-        if not set(record["stage"]["trains"]) <= {"vision", "pooler"}:
+        if not keeps_text_side(record):
             return None
     return None

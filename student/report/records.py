@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from student.evaluation.asymmetric import ALL_TEACHERS
+from student.run import keeps_text_side
 
 Figures = dict[str, dict[str, dict[str, float | None]]]
 """By vector, by teacher, by measure."""
@@ -104,8 +105,16 @@ class Run(Facts):
 
     @property
     def evaluated(self) -> Stage | None:
-        """The last stage that was measured."""
-        return next((s for s in reversed(self.stages) if s.evaluation is not None), None)
+        """The stage whose evaluation tells what the run's student keeps: the last finished one, or
+        the one before while a stage left the text side as it was; None if it was not measured."""
+        for stage in reversed(self.stages):
+            if not stage.finished:
+                continue
+            if stage.evaluation is not None:
+                return stage
+            if not keeps_text_side(stage.record):
+                return None
+        return None
 
 
 Measured = tuple[Run, Evaluation]
