@@ -20,12 +20,14 @@ def export(
     ],
     out: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
     head: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="The head that is used unless another is chosen: fc1, fc2 …, its width (1024), "
-            "fc1[:512]: first columns, or pooled: the body alone."
+            "fc1[:512]: first columns, or pooled: the body alone (default: fc1; with --format "
+            "jasper the one that is 1024 wide, and whole heads alone).",
+            show_default=False,
         ),
-    ] = "fc1",
+    ] = None,
     layout: Annotated[
         str,
         typer.Option(
@@ -61,27 +63,30 @@ def export(
     if dtype != "float32" and layout != "jasper":
         raise RecipeError("--dtype goes with --format jasper; the other format is in float32")
     from student.durable import refuse_full
+    from student.stages import FULL_HEAD
     from student.trained import find
 
     found = find(trained)
     record = found.record
     if record is None:
         raise RecipeError(f"{trained} has no run.json; expected a run or one stage of it")
-    chosen = found.heads.choose(head)
+    if head is None and layout != "jasper":
+        head = FULL_HEAD
+    chosen = None if head is None else found.heads.choose(head)
     refuse_full(out)
     from student.export.folder import export as write
     from student.export.jasper_layout import export_jasper
     from student.export.past import past_of
     from student.model import load
 
-    if onnx:
+    if onnx and chosen is not None:
         from student.export.onnx_model import require
 
         require(chosen)
     quiet_libraries()
     student, past = load(found.folder), past_of(found.folder.resolve().parent)
-    if layout == "jasper":
-        export_jasper(student, out, dtype=dtype, record=record, past=past)
+    if chosen is None or layout == "jasper":
+        export_jasper(student, out, dtype=dtype, head=chosen, record=record, past=past)
         typer.echo(f"{out}: stage {record['number']} in the layout of the released checkpoint")
         return
     write(student, out, head=chosen, record=record, past=past, onnx=onnx, say=typer.echo)

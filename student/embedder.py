@@ -53,8 +53,8 @@ class Embedder:
 
     @property
     def heads(self) -> dict[str, int]:
-        """The width of each trained head, FC1 first."""
-        return {head: self._heads.widths[head] for head in self._heads.trained}
+        """The width of each trained head, or of first columns of one, FC1 first."""
+        return {head: width_of(head, self._heads.widths) for head in self._heads.trained}
 
     @property
     def max_tokens(self) -> int:

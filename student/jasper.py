@@ -152,8 +152,17 @@ def image_side_settings(folder: Path) -> tuple[Any, Preprocessing]:
     return config, Preprocessing.of(file) if file.is_file() else Preprocessing(config.image_size)
 
 
-def write(student: Student, folder: Path, heads: Iterable[str], dtype: torch.dtype) -> None:
+def write(
+    student: Student,
+    folder: Path,
+    heads: Iterable[str],
+    dtype: torch.dtype,
+    used: str | None = None,
+) -> None:
     """Write a student in this layout: weights in `dtype`, configuration, tokenizer, preprocessing.
+
+    `used` is the head that is used unless another is asked for: without it that of the release's
+    width, or the first where none is as wide.
 
     Raises:
         StudentError: the layout has no place for something that the student has, or the student
@@ -173,6 +182,11 @@ def write(student: Student, folder: Path, heads: Iterable[str], dtype: torch.dty
         if has:
             raise StudentError(f"the layout has no place for {what}, which the student has")
     widths = {head: student.head_widths[head] for head in heads}
+    if not widths or used not in (None, *widths):
+        raise StudentError(
+            "the layout has places for whole heads, not for first columns or the pooled state; the "
+            f"student's trained heads: {', '.join(widths) or 'none'}"
+        )
     if len(set(widths.values())) < len(widths):
         raise StudentError(f"the layout names heads by their widths, and two are alike: {widths}")
     tensors = {BODY_PREFIX + name: t for name, t in student.text.state_dict().items()}
@@ -189,13 +203,14 @@ def write(student: Student, folder: Path, heads: Iterable[str], dtype: torch.dty
     seen: Any = vision.encoder.config
     dtype_name = str(dtype).removeprefix("torch.")
     every = list(widths.values())
+    usual = DEFAULT_WIDTH if DEFAULT_WIDTH in every else every[0]
     fields = {
         **student.text.config.to_dict(),
         "architectures": [ARCHITECTURE],
         "model_type": "qwen2",
         "torch_dtype": dtype_name,
         "num_img_tokens": vision.spec.image_tokens,
-        "vector_dim": DEFAULT_WIDTH if DEFAULT_WIDTH in every else every[0],
+        "vector_dim": usual if used is None else widths[used],
         "vision_config": {**seen.to_dict(), "model_type": "siglip_vision_model"},
     }
     (folder / "config.json").write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")

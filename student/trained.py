@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,17 @@ from student.stages import head_of, width_of
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """The heads of a student: all their widths, and which of them were trained."""
+    """The heads of a student: all their widths, and which of them, or of their first columns
+    (`fc1[:512]`), were trained."""
 
     widths: Mapping[str, int]
     trained: tuple[str, ...]
+
+    @classmethod
+    def of(cls, widths: Mapping[str, int], trained: Iterable[str]) -> Heads:
+        """Those that a stage's record says were trained, in the order of the student's own."""
+        entries = [entry for entry in trained if head_of(entry)[0] in widths]
+        return cls(widths, tuple(sorted(entries, key=lambda e: [*widths].index(head_of(e)[0]))))
 
     def choose(self, asked: str | int) -> str:
         """The vector that is asked for, by its name.
@@ -35,8 +42,8 @@ class Heads:
             return asked
         if asked.isdecimal():
             return self._of_width(int(asked))
-        head, _ = head_of(asked)
-        if head not in self.trained:
+        head, columns = head_of(asked)
+        if not any(_lies_in(head, columns, entry) for entry in self.trained):
             what = "has not trained" if head in self.widths else "has no head"
             can = ", ".join((*self.trained, POOLED))
             raise StudentError(f"the run {what} {asked!r}; it can give {can}")
@@ -44,15 +51,22 @@ class Heads:
         return asked
 
     def _of_width(self, width: int) -> str:
-        found = [head for head in self.trained if self.widths[head] == width]
+        widths = {entry: width_of(entry, self.widths) for entry in self.trained}
+        found = [entry for entry in self.trained if widths[entry] == width]
         if len(found) == 1:
             return found[0]
-        heads = ", ".join(f"{head} ({self.widths[head]} wide)" for head in self.trained)
+        heads = ", ".join(f"{entry} ({widths[entry]} wide)" for entry in self.trained)
         what = f"{len(found)} trained heads are" if found else "no trained head is"
         raise StudentError(
             f"{what} {width} wide: {heads}; give one by its name, or the first columns of one, "
             f"such as fc1[:{width}]"
         )
+
+
+def _lies_in(head: str, columns: int | None, trained: str) -> bool:
+    """Whether first columns of a head, or all of it (None), are among those that were trained."""
+    name, most = head_of(trained)
+    return name == head and (most is None or (columns is not None and columns <= most))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +104,8 @@ def find(path: Path) -> Trained:
         ) from None
     stage = folder.resolve().parent
     record = read_record(stage) if (stage / RUN_FILE).is_file() else None
-    trained = [head for head in widths if record is None or head in record["trained_heads"]]
-    return Trained(folder, Heads(widths, tuple(trained)), record)
+    heads = Heads.of(widths, widths if record is None else record["trained_heads"])
+    return Trained(folder, heads, record)
 
 
 def _released(folder: Path) -> Trained:

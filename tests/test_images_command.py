@@ -82,6 +82,18 @@ def test_stage_4_recall_and_export_follow_each_other(
     names = set(load_file(out / "model.safetensors"))
     assert {"vector_linear_20.weight", "vector_linear_3.bias", "model.norm.weight"} <= names
     assert "| left |" in (out / "README.md").read_text()
+    # The head that was asked for is the one that is used; without one, a reader of the release's.
+    for head, width in ((None, 20), ("fc3", 4), ("6", 6)):
+        asked = () if head is None else ("--head", head)
+        place = folder / f"jasper {head}"
+        line = ("export", folder / "run", place, "--format", "jasper", *asked)
+        assert call(student_command.main, *line) == 0
+        assert json.loads((place / "config.json").read_text())["vector_dim"] == width
+    for head in ("pooled", "fc1[:8]"):
+        line = ("export", folder / "run", folder / "none", "--format", "jasper", "--head", head)
+        assert call(student_command.main, *line) == 2
+        assert "places for whole heads" in capsys.readouterr().err
+        assert not (folder / "none").exists()
     # A run may begin from it, heads and all.
     text = RECIPE.replace('"stella"', '"jasper"').replace('init = "siglip"\n', "")
     (folder / "again.toml").write_text(text)

@@ -33,5 +33,5 @@ def asked(text: str, trained: Sequence[str], widths: Mapping[str, int]) -> list[
     """
     heads = Heads(widths, tuple(trained))
     entries = [entry.strip() for entry in text.split(",")]
-    names = [entry if entry in trained else heads.choose(entry) for entry in entries]
+    names = [heads.choose(entry) for entry in entries]
     return [name for name in dict.fromkeys(names) if name != POOLED]

@@ -56,10 +56,10 @@ def export(
             the graph cannot be made.
         StageError: more columns than the head has.
     """
-    trained = tuple(name for name in student.heads if name in record["trained_heads"])
-    chosen = Heads(student.head_widths, trained).choose(head)
+    heads = Heads.of(student.head_widths, record["trained_heads"])
+    chosen = heads.choose(head)
     refuse_full(out)
-    entries = [] if chosen == POOLED else list(dict.fromkeys([chosen, *trained]))
+    entries = [] if chosen == POOLED else list(dict.fromkeys([chosen, *heads.trained]))
     if onnx:
         from student.export.onnx_model import require
 

@@ -20,19 +20,22 @@ def export_jasper(
     out: Path,
     *,
     dtype: str,
+    head: str | None = None,
     record: Mapping[str, Any],
     past: Past | None = None,
 ) -> None:
     """Write all trained heads, text and image side in the released checkpoint's layout.
 
+    `head` is the one that is used unless another is asked for; without it the release's choice.
     `record` and `past` are those of `student.export.folder.export`.
 
     Raises:
-        StudentError: the layout cannot hold the student, or `out` exists and is not empty.
+        StudentError: the layout cannot hold the student or use the head, or `out` exists and is not
+            empty.
     """
     refuse_full(out)
     heads = [head for head in student.heads if head in record["trained_heads"]]
     with whole_folder(out) as folder:
-        write(student, folder, heads, getattr(torch, dtype))
+        write(student, folder, heads, getattr(torch, dtype), head)
         card = jasper_card(student, heads, record, past or Past())
         (folder / "README.md").write_text(card, encoding="utf-8")
