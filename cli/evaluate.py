@@ -61,11 +61,13 @@ def evaluate(
 ) -> None:
     """Measure every head against every teacher on held-out rows, and on tasks.
 
-    cosine: mean cosine with the teacher's vector (FC1 alone speaks its space). spearman:
-    correlation of all pairwise similarities. pair order: share of pairs of text pairs in the
-    teacher's order (0.5 by chance). recall@k: share of each text's k nearest teacher neighbours
-    that are among the student's k nearest. `init` is the untrained student's pooled state.
-    Figures of tasks come with their standard errors.
+    cosine: mean cosine of a text's vector with the teacher's own; FC1 alone learns to point there,
+    against one of several teachers with that teacher's columns. spearman: rank correlation of all
+    pairwise similarities with the teacher's. pair_order: share of pairs of text pairs that student
+    and teacher put in the same order; 0.5 is chance. recall@1: share of texts whose nearest
+    neighbour is the teacher's. recall@10: share of the teacher's ten nearest neighbours that are
+    among the student's ten. `init` is the untrained student's pooled state. Figures of tasks come
+    with their standard errors.
 
     Examples:
 

@@ -2,8 +2,8 @@
 
 `from student import load` gives a trained student to embed with (`student/embedder.py`).
 
-May import `teacher_cache.format`, `teacher_cache.reader` and `data.images`, nothing else of ours:
-no teacher is ever loaded here.
+May import `teacher_cache.format`, `teacher_cache.reader` and `teacher_cache.models`, `data.files`,
+`data.images` and `data.pairs`, nothing else of ours: no teacher is ever loaded here.
 """
 
 from __future__ import annotations

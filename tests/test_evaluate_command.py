@@ -19,13 +19,16 @@ from small_tasks import write_classification, write_lines, write_retrieval, writ
 from stage_runs import stage_run
 
 from cli import cache as cache_command
+from cli import evaluate as evaluate_command
 from cli import student as student_command
 from cli.console import run
 from student.encoding import encode
+from student.evaluation.meanings import MEANINGS
 from student.evaluation.task_texts import write
 from student.evaluation.tasks import read
 from student.evaluation.teacher_vectors import TeacherVectors
 from student.model import load
+from student.sweep.spec import FIGURES
 from student.train import Settings, train
 from teacher_cache.reader import CacheReader
 
@@ -374,3 +377,10 @@ def test_what_can_be_refused_is_refused_without_torch(folder: Path, teachers: Pa
     )  # fmt: skip
     assert done.stdout.splitlines()[-1] == "2 False", done.stderr
     assert "broken.csv:6: expected a number in 'score', found 'high'" in done.stderr
+
+
+def test_the_help_says_of_every_measure_what_reports_and_cards_say() -> None:
+    told = " ".join((evaluate_command.evaluate.__doc__ or "").split())
+    assert tuple(MEANINGS) == FIGURES
+    for name, meaning in MEANINGS.items():
+        assert f" {name}: {meaning}. " in told

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from small_caches import write_cache
 from stage_runs import stage_run
 
+from student.evaluation.meanings import MEANINGS
 from student.export.folder import export
 from student.export.past import Past, past_of
 from student.model import load
@@ -74,6 +75,8 @@ def test_card_tells_what_was_measured_as_far_as_it_was(folder: Path, tmp_path: P
     assert "| fc1 | 20 | left | 0.812 | 0.500 | - |" in text
     assert "| fc1 | 20 | all teachers | 0.750 | - | - |" in text
     assert "| fc2 | 6 | left | - | 0.250 | 0.125 |" in text
+    told = [line for line in text.splitlines() if line.startswith("- ")]
+    assert told == [f"- {name}: {MEANINGS[name]}" for name in ("cosine", "spearman", "recall@1")]
     assert text.endswith("| pairs | spearman | student | fc1 | 0.625 |\n")
 
 

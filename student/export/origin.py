@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from student.evaluation.meanings import MEANINGS
 from student.export.past import Past
 from student.model import Student
 from student.stage_fields import TABLE_COLUMNS, row
@@ -116,16 +117,13 @@ def _kept(evaluation: Mapping[str, Any]) -> str:
         for vector, teachers in retention.items()
         for teacher, found in teachers.items()
     ]
-    return (
+    meanings = [f"- {name}: {MEANINGS[name]}" for name in measures if name in MEANINGS]
+    return "\n\n".join([
         f"### What it keeps\n\nOf its teachers, on {evaluation.get('rows', 'the')} held-out texts. "
-        f"{_MEASURES}\n\n{table(('vector', 'width', 'teacher', *measures), rows)}"
-    )
-
-
-_MEASURES = """`init` is the untrained
-student's pooled state. cosine: with the teacher's own vector, where the widths agree. spearman: of
-all pairwise similarities. pair_order: share of pairs of pairs in the teacher's order. recall@k:
-share of a text's k nearest teacher neighbours that are among the student's."""
+        "`init` is the untrained\nstudent's pooled state.",
+        *(["\n".join(meanings)] if meanings else []),
+        table(("vector", "width", "teacher", *measures), rows),
+    ])  # fmt: skip
 
 
 def _tasks(evaluation: Mapping[str, Any]) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
+from student.evaluation.meanings import MEANINGS
 from student.report import plots
 from student.report.figures import Key, Plot, Section, gallery
 from student.report.markup import Content, Html, command, joined, table, tag, words
 from student.report.palette import ink, series, series_of
 from student.report.records import Evaluation, Figures, Measured, Report
 from student.report.tasks import tasks
-from student.report.wording import MEANINGS, figure, file_name, head_title, ordered, title
+from student.report.wording import figure, file_name, head_title, ordered, title
 from student.spec import INIT, POOLED
 
 _AGAINST_WIDTH = ("spearman", "recall@10", "pair_order")

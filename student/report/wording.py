@@ -12,14 +12,6 @@ TITLES = {
     "recall@1": "Recall@1",
     "recall@10": "Recall@10",
 }
-MEANINGS = {
-    "cosine": "mean cosine of a text's vector with its teacher's; only where both are as wide",
-    "spearman": "rank correlation of all pairwise similarities with the teacher's",
-    "pair_order": "share of pairs of text pairs that student and teacher put in the same order; "
-    "0.5 is chance",
-    "recall@1": "share of texts whose nearest neighbour is the teacher's",
-    "recall@10": "share of the teacher's ten nearest neighbours that are among the student's ten",
-}
 
 
 def ordered(found: Iterable[str]) -> list[str]:
