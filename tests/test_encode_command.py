@@ -15,6 +15,7 @@ import typer
 from commands import Command, command_of
 
 from cli.student import app
+from data.lines import texts_of
 from student.embedder import load
 from student.model import create
 from student.spec import StudentError, StudentSpec
@@ -97,6 +98,16 @@ def test_packed_files_and_tables_are_read_too(command: Command, run: Path, tmp_p
         out = tmp_path / f"{source.name}.npy"
         assert command("encode", run / "stage-3", source, "--out", out).code == 0
         assert np.abs(np.load(out) - load(run).encode(TEXTS)).max() < 1e-6
+
+
+def test_blank_lines_of_json_and_csv_are_no_texts_and_places_tell_the_lines(
+    tmp_path: Path,
+) -> None:
+    lines, table = tmp_path / "texts.jsonl", tmp_path / "texts.csv"
+    lines.write_text('{"text": "one"}\n\n{"text": "two"}\n')
+    table.write_text("text\none\n\ntwo\n")
+    assert list(texts_of(lines)) == [(1, "one"), (3, "two")]
+    assert list(texts_of(table)) == [(2, "one"), (4, "two")]
 
 
 def test_memory_holds_one_chunk(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
