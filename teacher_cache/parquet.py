@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from teacher_cache.format import CacheError
+from teacher_cache.format import CacheError, shortened
 
 ROWS_PER_WINDOW = 1024
 """25 MB of vectors at 12,288 wide."""
@@ -99,6 +99,7 @@ class Windows:
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 self._check(number, file.schema_arrow, file.metadata.num_rows)
+                _check_windows(file.metadata)
                 yield file
         except (pa.ArrowException, ValueError, OSError) as error:
             cache = path.parent.parent
@@ -106,6 +107,17 @@ class Windows:
                 f"{path} cannot be read: {error}; "
                 f"see what else is wrong with: jasper-cache verify {cache}"
             ) from None
+
+
+def _check_windows(metadata: pq.FileMetaData) -> None:
+    """A row is sought where it lies if every row group but the last is a whole window."""
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    whole = all(count == ROWS_PER_WINDOW for count in rows[:-1])
+    if not (whole and all(count <= ROWS_PER_WINDOW for count in rows[-1:])):
+        raise ValueError(
+            f"it has row groups of {shortened(rows)} rows, expected {ROWS_PER_WINDOW} in each but "
+            "the last"
+        )
 
 
 def _batch(table: pa.Table) -> pa.RecordBatch:

@@ -201,6 +201,19 @@ def test_verify_names_a_flipped_byte(own: Path) -> None:
     assert found.startswith(f"shard 2 ({path}) has checksum ")
 
 
+@pytest.mark.parametrize("size", [4, 7, 16])
+def test_shard_of_other_row_groups_is_refused_and_not_read_as_other_rows(
+    size: int, own: Path
+) -> None:
+    path = shard_file(own, 0)
+    table = pq.read_table(path)
+    pq.write_table(table, path, row_group_size=size, compression="none")
+    reader = CacheReader(own, check_sizes=False)
+    for read in (reader.vectors, reader.texts):
+        with pytest.raises(CacheError, match=r"parquet cannot be read: it has row groups of \["):
+            read([6])
+
+
 _FLIP = """
 import sys
 from pathlib import Path
