@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from teacher_cache.encoders import loading
@@ -55,6 +56,9 @@ def read_begun(
     for block, one in zip(begun.blocks, found, strict=True):
         # A teacher that is still to be fitted has no fingerprint to compare.
         declared = loading.declared(one.teacher, one.fingerprint or block.fingerprint)
+        if loading.may_read(one.teacher, block.max_tokens):
+            # Whether it does is known when it is loaded.
+            declared["max_tokens"] = block.max_tokens
         difference = first_difference(
             {name: block.to_json()[name] for name in declared}, declared, block.teacher
         )
@@ -79,7 +83,7 @@ def begin(
     Raises:
         CacheError: that was done, and under others.
     """
-    identity = identity_of(plan.ids_digest, plan.held_out_rows, plan.rows_per_shard, blocks, pooled)
+    identity = _identity(plan, blocks, pooled)
     begun = Build(identity, tuple(blocks), pooled, shard_format or "arrow")
     first = read_begun(cache, found, shard_format)
     if first is None:
@@ -87,9 +91,21 @@ def begin(
             return begun
         # Ranks arrive here together, and so may two builds that differ.
         first = read_begun(cache, found, shard_format)
-    if first is None or first.identity != identity:
+    # Earlier builds wrote down the recipe's longest input, whatever the model's own is.
+    asked = [
+        replace(block, max_tokens=one.teacher.max_tokens)
+        for block, one in zip(blocks, found, strict=True)
+    ]
+    if first is None or first.identity not in (identity, _identity(plan, asked, pooled)):
+        there = [] if first is None else [block.decisive() for block in first.blocks]
+        difference = first_difference(there, [block.decisive() for block in blocks], "blocks")
         raise CacheError(
             f"{cache} was begun under the identity {first and first.identity}, these teachers give "
-            f"{identity}; build into another folder, or with the teachers it was begun with"
+            f"{identity} ({difference}); build into another folder, or with the teachers it was "
+            "begun with"
         )
     return first
+
+
+def _identity(plan: Plan, blocks: Sequence[Block], pooled: Pooled | None) -> str:
+    return identity_of(plan.ids_digest, plan.held_out_rows, plan.rows_per_shard, blocks, pooled)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.corpus import Corpus
 from teacher_cache.begun import begin, read_begun
+from teacher_cache.encoders.device import check_device
 from teacher_cache.files import remove_leftovers
 from teacher_cache.finish import Build, Phase, check_new, finish, first_difference, silent
 from teacher_cache.format import (
@@ -115,11 +116,14 @@ def build(
 
     Raises:
         CacheError: the folder holds a cache of another corpus or of other teachers.
-        TeacherError: a teacher cannot be found, loaded, gives vectors that are no vectors, or
-            others than a golden file's.
+        TeacherError: there is no such device; or a teacher cannot be found, loaded, gives vectors
+            that are no vectors, or others than a golden file's.
         CorpusError: the corpus cannot be read.
     """
     _check_names(teachers, corpus)
+    if engine is encode_here:
+        # A cluster's nodes have devices that this one may lack.
+        check_device(options.device)
     goldens = read_goldens(options.goldens, teachers)
     found = [locate(teacher, base) for teacher in teachers]
     plan = _plan(cache, corpus, options, phase)

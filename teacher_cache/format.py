@@ -38,6 +38,9 @@ PLAN_FOLDER = "plan"
 SHARD_FOLDER = "shards"
 TEACHER_FOLDER = "teachers"
 
+FITTED = "fitted:"
+"""How the repository of a teacher begins that was fitted on the corpus and lies in the cache."""
+
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
 _JSON_BYTES = 1 << 25
 """The largest JSON file that is read: the manifest of 8 million rows has 200 kB."""

@@ -11,12 +11,10 @@ import numpy as np
 
 from teacher_cache import models
 from teacher_cache.encoders import loading
-from teacher_cache.format import TEACHER_FOLDER, Block, CacheError
+from teacher_cache.format import FITTED, TEACHER_FOLDER, Block, CacheError
 from teacher_cache.reader import CacheReader
 from teacher_cache.search import Float16
 from teacher_cache.teachers import DEFAULT_PROMPT, Dtype, EncoderKind, Teacher
-
-_FITTED = "fitted:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,7 @@ def _teacher(block: Block) -> Teacher:
 
 
 def _folder(reader: CacheReader, block: Block) -> Path:
-    if block.repository.startswith(_FITTED):
+    if block.repository.startswith(FITTED):
         return reader.path / TEACHER_FOLDER / block.teacher
     what = f"teacher {block.teacher!r}"
     if _is_hub_id(block.repository):

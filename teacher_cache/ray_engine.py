@@ -56,6 +56,13 @@ class Cluster:
     device: str | None = None
     workers: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.device not in (None, "cpu", "cuda"):
+            raise CacheError(
+                f"on a Ray cluster --device is cpu or cuda, found {self.device!r}: which GPU a "
+                "worker has is Ray's to say"
+            )
+
     def __call__(self, task: Task) -> Build:
         """Encode a task's shards; an `Engine` for `teacher_cache.build.build`.
 

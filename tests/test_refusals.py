@@ -73,7 +73,7 @@ def test_another_corpus_is_refused(
     [
         ({"prompts": {"default": "q: "}}, r"bert\.prompts\.default is '' in the cache, 'q: ' now"),
         ({"prompts": {"default": "", "web": "q: "}}, r"bert\.prompts\.web is None .* 'q: ' now"),
-        ({"max_tokens": 24}, r"bert\.max_tokens is 512 in the cache, 24 now"),
+        ({"max_tokens": 24}, r"bert\.max_tokens is 48 in the cache, 24 now"),
         ({"dtype": "bfloat16"}, r"bert\.dtype is 'float32' in the cache, 'bfloat16' now"),
         ({"width": 16}, r"bert\.width is 32 in the cache, 16 now"),
     ],

@@ -25,7 +25,8 @@ Forward = Callable[[Any], torch.Tensor]
 """A batch as `collate` makes it → vectors [B, width], and behind them, where pooled states are
 kept, those: [B, width + H]."""
 
-DEFAULT_TOKEN_BUDGET = {"cuda": 32_768, "cpu": 2048}
+_TOKENS_ON_GPU = 32_768
+_TOKENS_ELSEWHERE = 2048
 """Padded tokens in a batch: with fewer a device idles, with more the memory is for nothing. On a
 CPU the activations of one layer should stay in its caches: on two cores all-MiniLM-L6-v2 was 1.4
 times as fast with 2,048 as with 16,384 (benchmarks/encode.py)."""
@@ -49,6 +50,11 @@ class Tokenized:
     def lengths(self) -> IntArray:
         """Tokens of each text."""
         return np.fromiter((len(row) for row in self.ids), np.int32, len(self.ids))
+
+
+def token_budget_of(device: torch.device, asked: int | None) -> int:
+    """The padded tokens of a batch: those asked for, otherwise what suits the device."""
+    return asked or (_TOKENS_ON_GPU if device.type == "cuda" else _TOKENS_ELSEWHERE)
 
 
 def plan_batches(lengths: NDArray[np.integer], token_budget: int) -> list[NDArray[np.intp]]:

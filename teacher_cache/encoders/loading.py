@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from teacher_cache import models
-from teacher_cache.encoders.protocol import Encoder
+from teacher_cache.encoders.device import check_device
+from teacher_cache.encoders.protocol import Encoder, KnowsItsLimit
 from teacher_cache.files import commit_folder, remove_folder
-from teacher_cache.format import Block
+from teacher_cache.format import FITTED, Block
 from teacher_cache.teachers import EncoderKind, Teacher, TeacherError
 
 MODULES: Mapping[EncoderKind, str] = {
@@ -94,8 +95,10 @@ def load_encoder(
     """Load a teacher's weights onto a device, ready to encode.
 
     Raises:
-        TeacherError: the folder is not what the encoder expects, or widths do not match.
+        TeacherError: there is no such device, the folder is not what the encoder expects, or widths
+            do not match.
     """
+    check_device(device)
     encoder: Encoder = _module(teacher).load(
         folder, teacher, device=device, token_budget=token_budget
     )
@@ -121,18 +124,33 @@ def declared(teacher: Teacher, fingerprint: str) -> dict[str, Any]:
     return facts
 
 
+def may_read(teacher: Teacher, limit: int | None) -> bool:
+    """Whether that may be the longest input of a teacher that is not loaded yet.
+
+    A sentence-transformers folder may have a lower limit than the recipe, and what counts n-grams
+    has none.
+    """
+    if limit == teacher.max_tokens:
+        return True
+    if teacher.encoder == "sentence-transformers":
+        return limit is not None and (teacher.max_tokens is None or limit < teacher.max_tokens)
+    return teacher.encoder == "tfidf-svd" and limit is None
+
+
 def block_of(
     teacher: Teacher, encoder: Encoder, *, offset: int, revision: str | None, fingerprint: str
 ) -> Block:
-    """The manifest's account of a loaded teacher."""
+    """The manifest's account of a loaded teacher: what it does, where a recipe leaves that open."""
+    limit = encoder.max_tokens if isinstance(encoder, KnowsItsLimit) else teacher.max_tokens
+    found = {"width": encoder.width, "max_tokens": limit}
     return Block(
         teacher=teacher.name,
         offset=offset,
-        repository=teacher.repository or f"fitted:{teacher.encoder}",
+        repository=teacher.repository or FITTED + teacher.encoder,
         revision=revision,
         pooling=encoder.pooling,
         licence=teacher.licence,
-        **{**declared(teacher, fingerprint), "width": encoder.width},
+        **{**declared(teacher, fingerprint), **found},
     )
 
 

@@ -24,7 +24,7 @@ import torch
 from transformers import MistralConfig, MistralModel, PreTrainedModel
 
 from teacher_cache.encoders import body as bodies
-from teacher_cache.encoders.batching import DEFAULT_TOKEN_BUDGET, Tokenized, encode_batches
+from teacher_cache.encoders.batching import Tokenized, encode_batches, token_budget_of
 from teacher_cache.encoders.checkpoint import (
     Checkpoint,
     account,
@@ -92,7 +92,7 @@ class NvEmbedEncoder:
         self.tokenizer = tokenizer
         self.teacher = teacher
         self.device = device
-        self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET[device.type]
+        self.token_budget = token_budget_of(device, token_budget)
         self.packed = False
         self.width: int = body.config.hidden_size
         self._instruction_tokens = cache(tokenizer.count)

@@ -37,6 +37,17 @@ class KeepsPooled(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsItsLimit(Protocol):
+    """What an encoder offers that need not read as much of a text as its recipe allows, or reads
+    more; all others cut where the recipe says."""
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The longest input that it reads, None where it cuts nothing."""
+        ...
+
+
 class Encoder(Protocol):
     """A loaded teacher.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from teacher_cache.encoders.batching import DEFAULT_TOKEN_BUDGET, Tokenized, encode_batches
+from teacher_cache.encoders.batching import Tokenized, encode_batches, token_budget_of
 from teacher_cache.encoders.protocol import Encoded
 from teacher_cache.teachers import Teacher, TeacherError
 
@@ -111,8 +111,7 @@ class SentenceTransformerEncoder:
         self.model = model
         self.teacher = teacher
         self.device = torch.device(model.device)
-        default = DEFAULT_TOKEN_BUDGET.get(self.device.type, DEFAULT_TOKEN_BUDGET["cpu"])
-        self.token_budget = token_budget or default
+        self.token_budget = token_budget_of(self.device, token_budget)
         self.width: int = model.get_embedding_dimension()
         limits = [n for n in (teacher.max_tokens, model.max_seq_length) if n is not None]
         self.max_tokens = min(limits, default=None)

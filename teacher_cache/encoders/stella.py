@@ -26,7 +26,7 @@ import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2Model
 
 from teacher_cache.encoders import body as bodies
-from teacher_cache.encoders.batching import DEFAULT_TOKEN_BUDGET, Tokenized, encode_batches
+from teacher_cache.encoders.batching import Tokenized, encode_batches, token_budget_of
 from teacher_cache.encoders.checkpoint import (
     Checkpoint,
     account,
@@ -99,7 +99,7 @@ class StellaEncoder:
         self.dense_TH, self.bias_T = dense_TH, bias_T
         self.tokenizer = tokenizer
         self.device = device
-        self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET[device.type]
+        self.token_budget = token_budget_of(device, token_budget)
         self.packed = False
         self.width = len(bias_T)
         self.pooled_width: int | None = dense_TH.shape[1] if keep_pooled else None

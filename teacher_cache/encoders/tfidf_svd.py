@@ -82,6 +82,7 @@ class TfidfSvdEncoder:
     """A fitted TF-IDF + SVD behind the encoder protocol. `tokens` counts a text's known n-grams."""
 
     pooling = "sum of n-grams"
+    max_tokens: int | None = None
 
     def __init__(self, folder: Path) -> None:
         from safetensors.numpy import load_file
