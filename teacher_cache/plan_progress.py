@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from teacher_cache.files import remove_folder
+from teacher_cache.finish import first_difference
 from teacher_cache.format import (
     FORMAT_VERSION,
     PLAN_FOLDER,
@@ -77,11 +78,14 @@ def read_progress(cache: Path, corpus: Mapping[str, Any], rows_per_shard: int) -
     if not path.exists():
         return None
     progress = Progress.from_json(read_json(path), str(path))
-    found = {"rows_per_shard": progress.rows_per_shard, "corpus": progress.corpus}
-    asked = {"rows_per_shard": rows_per_shard, "corpus": corpus}
-    if progress.format_version != FORMAT_VERSION or found != asked:
+    found = {name: getattr(progress, name) for name in ("format_version", "rows_per_shard")}
+    asked = {"format_version": FORMAT_VERSION, "rows_per_shard": rows_per_shard}
+    difference = first_difference(found, asked, "plan") or first_difference(
+        progress.corpus, corpus, "corpus"
+    )
+    if difference:
         raise CacheError(
-            f"{cache} has an unfinished plan of another corpus: {_first_difference(found, asked)}; "
+            f"{cache} has an unfinished plan of another corpus: {difference}; "
             "build into another folder, or with the recipe it was begun with"
         )
     return progress
@@ -129,11 +133,28 @@ def read_committed(path: Path, expected: FileRecord, owner: str) -> Texts:
     found = checksum(data)
     if found != expected.checksum:
         raise CacheError(f"{path} has checksum {found} but the plan says {expected.checksum}")
-    batch = unpack(data, PLAN_SCHEMA, str(path), LARGEST)
-    texts = Texts(*(batch.column(name).to_pylist() for name in ("id", "text", "source")))
+    texts = _texts(data, path)
     if (len(texts), texts.ids_digest) != (expected.rows, expected.ids_digest):
         raise CacheError(f"{path} holds other rows than the plan says")
     return texts
+
+
+def read_unlisted(path: Path) -> tuple[FileRecord, Texts]:
+    """A plan's file that no record tells of: what it holds, and the record that is true of it.
+
+    Raises:
+        CacheError: it is no such file.
+        FileNotFoundError: nothing lies there.
+    """
+    regular_file(path)
+    data = path.read_bytes()
+    texts = _texts(data, path)
+    return FileRecord(len(texts), len(data), checksum(data), texts.ids_digest), texts
+
+
+def _texts(data: bytes, path: Path) -> Texts:
+    batch = unpack(data, PLAN_SCHEMA, str(path), LARGEST)
+    return Texts(*(batch.column(name).to_pylist() for name in ("id", "text", "source")))
 
 
 def _folder(cache: Path) -> Path:
@@ -142,12 +163,3 @@ def _folder(cache: Path) -> Path:
 
 def _state_path(cache: Path) -> Path:
     return _folder(cache) / "state.json"
-
-
-def _first_difference(found: Any, asked: Any, where: str = "") -> str:
-    if isinstance(found, Mapping) and isinstance(asked, Mapping):
-        for key in sorted({*found, *asked}):
-            if found.get(key) != asked.get(key):
-                place = f"{where}.{key}" if where else str(key)
-                return _first_difference(found.get(key), asked.get(key), place)
-    return f"{where or 'the format'} is {found!r} there, {asked!r} now"

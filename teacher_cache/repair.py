@@ -14,9 +14,11 @@ from pathlib import Path
 
 import xxhash
 
+from data.corpus import text_id
 from teacher_cache.begun import read_begun
 from teacher_cache.build import Options, complete
 from teacher_cache.encoders import loading
+from teacher_cache.encoders.device import check_device
 from teacher_cache.files import remove_if, remove_leftovers
 from teacher_cache.finish import Build, Phase, manifest_of, silent
 from teacher_cache.format import (
@@ -37,13 +39,14 @@ from teacher_cache.format import (
 )
 from teacher_cache.located import Located, fit, locate, sample_of
 from teacher_cache.opening import file_checksum, read_manifest
-from teacher_cache.plan import read_plan
+from teacher_cache.plan import read_plan, read_texts
+from teacher_cache.plan_progress import read_unlisted
 from teacher_cache.ranks import Rank
 from teacher_cache.reader import CacheReader
 from teacher_cache.shards import Shards
 from teacher_cache.teachers import Teacher
 from teacher_cache.verify import different_fields, find
-from teacher_cache.writer import Texts, write_plan_file, write_record
+from teacher_cache.writer import Texts, committed, write_plan_file, write_record
 
 Tell = Callable[[str], None]
 Lines = Mapping[int, str]
@@ -70,6 +73,8 @@ def repair(
             another one.
         TeacherError: a teacher cannot be found or loaded.
     """
+    if teachers:
+        check_device(options.device)
     remove_leftovers(cache)
     manifest = _mend_manifest(cache, tell)
     reader = CacheReader(cache, check_sizes=False)
@@ -80,8 +85,10 @@ def repair(
         return
     of = {
         part: {damage.index: damage.line for damage in damages if damage.part == part}
-        for part in ("shard", "record", "plan", "texts", "build", "teacher")
+        for part in ("shard", "record", "plan", "texts", "build", "teacher", "order")
     }
+    for line in of["order"].values():
+        raise _disordered(reader, line)
     lost = of["shard"]
     for index in of["record"].keys() - lost.keys():
         write_record(record_path(cache, index), manifest.shards[index])
@@ -103,9 +110,10 @@ def repair(
         for index in lost:
             # From here on the shard is one that was never encoded, unless another mended it by now.
             _forget(cache, manifest, index)
+        missing = [index for index in lost if committed(cache, index) is None]
         if lost:
             complete(cache, plan, found, (), options=options, phase=phase)
-        for index in lost:
+        for index in missing:
             tell(f"shard {index} was encoded again")
     left = [damage.line for damage in find(CacheReader(cache), shards={*lost, *of["record"]})]
     if left:
@@ -160,9 +168,15 @@ def _assembled(cache: Path, why: CacheError) -> Manifest:
 
 
 def _forget(cache: Path, manifest: Manifest, index: int) -> None:
+    """Remove the record of a damaged shard, unless it is of another file, which is whole.
+
+    The shard may be damaged though its file is as the record says: its rows may be no good.
+    """
+
     def describes_damage(aside: Path) -> bool:
         record = _read(aside)
-        return record is None or not _is_whole(cache, manifest, index, record)
+        known = record in (None, manifest.shards[index])
+        return known or record is None or not _is_whole(cache, manifest, index, record)
 
     remove_if(record_path(cache, index), describes_damage)
 
@@ -253,14 +267,27 @@ def _mend_plan(
         plan = None
     if plan is not None and set(different_fields(reader, plan)) & {"corpus", "counts"}:
         raise _undecided(cache / PLAN_FILE, reader, of_plan[0])
-    records = []
+    kept: dict[int, FileRecord] = {}
+    digest = xxhash.xxh3_128()
     for index in range(len(manifest.shards)):
         if plan is not None and not of_plan and index not in of_texts:
-            records.append(plan.shards[index])
-            continue
-        if index in lost:
+            kept[index], ids = plan.shards[index], read_texts(cache, plan, index).ids
+        elif index not in lost:
+            ids = reader.shard(index, ["id"]).column("id").to_pylist()
+        elif (unlisted := _unlisted(reader, index)) is not None:
+            kept[index], ids = unlisted
+        else:
             line = of_texts.get(index) or of_plan[0]
             raise CacheError(f"{line}; and {lost[index]}: nothing else has its texts")
+        digest.update(b"".join(ids))
+    if digest.hexdigest() != manifest.ids_digest:
+        # Nothing was written yet: a plan that is right must not become what is wrong.
+        raise _disordered(reader, next(chain(of_plan.values(), of_texts.values())))
+    records = []
+    for index in range(len(manifest.shards)):
+        if index in kept:
+            records.append(kept[index])
+            continue
         batch = reader.shard(index)
         texts = Texts(*(batch.column(name).to_pylist() for name in ("id", "text", "source")))
         records.append(write_plan_file(cache, index, texts))
@@ -278,6 +305,38 @@ def _mend_plan(
     if mended != plan:
         write_record(cache / PLAN_FILE, mended)
         tell(f"{cache / PLAN_FILE} was written again from the manifest")
+
+
+def _unlisted(reader: CacheReader, index: int) -> tuple[FileRecord, Sequence[bytes]] | None:
+    """A file of the plan that is whole by the manifest, whatever became of `plan.json`."""
+    path = plan_path(reader.path, index)
+    try:
+        record, texts = read_unlisted(path)
+    except (CacheError, FileNotFoundError):
+        return None
+    own = all(text_id(text) == id_ for id_, text in zip(texts.ids, texts.texts, strict=True))
+    if not own or record.ids_digest != reader.manifest.shards[index].ids_digest:
+        return None
+    return record, texts.ids
+
+
+def _disordered(reader: CacheReader, line: str) -> CacheError:
+    """Shards and their records agree, and yet the cache had other rows: they were tampered with."""
+    cache, shards = reader.path, reader.manifest.shards
+    try:
+        plan = read_plan(cache)
+    except CacheError:
+        plan = None
+    planned = shards if plan is None or len(plan.shards) != len(shards) else plan.shards
+    pairs = enumerate(zip(shards, planned, strict=True))
+    other = [index for index, (one, two) in pairs if one.ids_digest != two.ids_digest]
+    if not other:
+        return CacheError(f"{line}; nothing here tells which they were: build the cache again")
+    paths = [cache / MANIFEST_FILE, *(record_path(cache, index) for index in other)]
+    return CacheError(
+        f"{line}; where the plan is right, remove {' and '.join(map(str, paths))}: repair then "
+        "writes them again from it"
+    )
 
 
 def _teachers(

@@ -16,6 +16,8 @@ from teacher_cache import models
 from teacher_cache.finish import Build, first_difference
 from teacher_cache.format import (
     BUILD_FILE,
+    FITTED,
+    MANIFEST_FILE,
     PLAN_FILE,
     PLAN_FOLDER,
     TEACHER_FOLDER,
@@ -36,10 +38,8 @@ from teacher_cache.reader import CacheReader
 NORM_TOLERANCE = 2e-3
 """How far from 1 a float16 row's norm may lie: rounding moves it by less than 1e-3."""
 
-FITTED = "fitted:"
-"""How the repository of a teacher begins that lies beside the cache."""
-
-Part = Literal["shard", "record", "plan", "texts", "build", "teacher"]
+Part = Literal["shard", "record", "plan", "texts", "build", "teacher", "order"]
+"""`order`: each shard is as its record says, and yet they are not the cache's rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,11 @@ def verify(reader: CacheReader, advance: Callable[[int], None] = lambda _: None)
     """Everything that is wrong with a cache, a line each, shard by shard; empty where all is well.
 
     Of every shard: its file is there and has the size and checksum of its record; the record is
-    the manifest's; every id is the digest of its text; the ids are those of the record; every
-    vector is finite and of unit length. Of the plan, where it was kept: it is the manifest's, and
-    its files have their checksums. Of what the cache was begun with, and of fitted teachers, where
-    they were kept: they are the manifest's. `advance` is told of every finished shard.
+    the manifest's; every id is the digest of its text; the ids are those of the record, and all
+    together those of the manifest; every vector is finite and of unit length. Of the plan, where
+    it was kept: it is the manifest's, and its files have their checksums. Of what the cache was
+    begun with, and of fitted teachers, where they were kept: they are the manifest's. `advance` is
+    told of every finished shard.
     """
     return [damage.line for damage in find(reader, advance)]
 
@@ -74,10 +75,33 @@ def find(
     for index, block in enumerate(reader.manifest.blocks):
         if block.repository.startswith(FITTED):
             yield from _of_teacher(reader, index, block)
+    ids = _Ids()
     for index, expected in enumerate(reader.manifest.shards):
         if shards is None or index in shards:
-            yield from _of_shard(reader, index, expected)
+            yield from _of_shard(reader, index, expected, ids)
             advance(1)
+    if ids.rows == reader.manifest.rows and ids.digest != reader.manifest.ids_digest:
+        where = reader.path / MANIFEST_FILE
+        yield Damage(
+            "order", 0, f"{where}: the ids of its shards have the digest {ids.digest}, its own "
+            f"ids_digest is {reader.manifest.ids_digest}: rows were moved or changed"
+        )  # fmt: skip
+
+
+class _Ids:
+    """The digest of all ids, shard by shard; `rows` tells whether none was missing."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._digest = xxhash.xxh3_128()
+
+    def add(self, ids: list[bytes]) -> None:
+        self.rows += len(ids)
+        self._digest.update(b"".join(ids))
+
+    @property
+    def digest(self) -> str:
+        return self._digest.hexdigest()
 
 
 def _of_plan(reader: CacheReader) -> Iterator[Damage]:
@@ -152,7 +176,7 @@ def _of_teacher(reader: CacheReader, index: int, block: Block) -> Iterator[Damag
         )
 
 
-def _of_shard(reader: CacheReader, index: int, expected: FileRecord) -> Iterator[Damage]:
+def _of_shard(reader: CacheReader, index: int, expected: FileRecord, ids: _Ids) -> Iterator[Damage]:
     path, record = shard_path(reader.path, index, expected), record_path(reader.path, index)
     where = f"shard {index} ({path})"
     try:
@@ -161,11 +185,13 @@ def _of_shard(reader: CacheReader, index: int, expected: FileRecord) -> Iterator
             yield Damage("record", index, line)
     except (CacheError, OSError) as error:
         yield Damage("record", index, f"{where}: its commit record cannot be read ({error})")
-    for cause in _of_file(reader, path, index, expected):
+    for cause in _of_file(reader, path, index, expected, ids):
         yield Damage("shard", index, f"{where}{cause}")
 
 
-def _of_file(reader: CacheReader, path: Path, index: int, expected: FileRecord) -> Iterator[str]:
+def _of_file(
+    reader: CacheReader, path: Path, index: int, expected: FileRecord, all_ids: _Ids
+) -> Iterator[str]:
     try:
         check_folder(path.parent)
         size = regular_file(path).st_size
@@ -176,17 +202,19 @@ def _of_file(reader: CacheReader, path: Path, index: int, expected: FileRecord) 
         if found != expected.checksum:
             yield f" has checksum {found} but its record says {expected.checksum}"
             return
-        yield from (f": {problem}" for problem in _of_rows(reader.shard(index), expected))
+        yield from (f": {problem}" for problem in _of_rows(reader.shard(index), expected, all_ids))
     except FileNotFoundError:
         yield " is missing"
     except (CacheError, OSError) as error:
         yield f": {error}"
 
 
-def _of_rows(batch: pa.RecordBatch, expected: FileRecord) -> Iterator[str]:
+def _of_rows(batch: pa.RecordBatch, expected: FileRecord, all_ids: _Ids) -> Iterator[str]:
     ids: list[bytes] = batch.column("id").to_pylist()
     if xxhash.xxh3_128_hexdigest(b"".join(ids)) != expected.ids_digest:
         yield "its ids are not those of its record"
+    else:
+        all_ids.add(ids)
     texts = batch.column("text").to_pylist()
     wrong = [row for row, (id_, text) in enumerate(zip(ids, texts, strict=True))
              if text_id(text) != id_]  # fmt: skip

@@ -225,9 +225,11 @@ def test_unfinished_plan_of_another_corpus_is_refused(own: Path) -> None:
     with pytest.raises(Killed):
         planned(cache, mixed_corpus(own), kill_after(80))
     before = contents(cache)
-    with pytest.raises(CacheError, match=r"unfinished plan .* corpus\.seed is None there, 1 now"):
+    with pytest.raises(
+        CacheError, match=r"unfinished plan .* corpus\.seed is None in the cache, 1 now"
+    ):
         planned(cache, mixed_corpus(own, seed=1))
-    with pytest.raises(CacheError, match=r"rows_per_shard is 16 there, 8 now"):
+    with pytest.raises(CacheError, match=r"rows_per_shard is 16 in the cache, 8 now"):
         make_plan(cache, mixed_corpus(own), rows_per_shard=8, on_text=lambda _: None)
     assert contents(cache) == before
 

@@ -184,10 +184,10 @@ def test_manifest_and_a_record_may_be_lost_together(own: Path, whole: Path) -> N
     assert contents(own) == contents(whole)
 
 
-def both(one: Callable[[Path], Path], other: Callable[[Path], Path]) -> Callable[[Path], None]:
+def all_of(*files: Callable[[Path], Path]) -> Callable[[Path], None]:
     def damage(cache: Path) -> None:
-        garble(one(cache))
-        garble(other(cache))
+        for path in [file(cache) for file in files]:
+            garble(path)
 
     return damage
 
@@ -196,19 +196,21 @@ def both(one: Callable[[Path], Path], other: Callable[[Path], Path]) -> Callable
     ("damage", "message"),
     [
         (
-            both(lambda c: plan_path(c, 1), lambda c: shard_file(c, 1)),
+            all_of(lambda c: plan_path(c, 1), lambda c: shard_file(c, 1)),
             r"plan/00001\.arrow has checksum .*; and shard 1 .*: nothing else has its texts",
         ),
         (
-            both(lambda c: c / "plan.json", lambda c: shard_file(c, 1)),
+            all_of(
+                lambda c: c / "plan.json", lambda c: plan_path(c, 1), lambda c: shard_file(c, 1)
+            ),
             r"plan\.json.*; and shard 1 .*: nothing else has its texts",
         ),
         (
-            both(lambda c: c / "manifest.json", lambda c: c / "plan.json"),
+            all_of(lambda c: c / "manifest.json", lambda c: c / "plan.json"),
             r"manifest\.json.*cannot be written again: .*plan\.json",
         ),
         (
-            both(lambda c: c / "manifest.json", lambda c: c / "build.json"),
+            all_of(lambda c: c / "manifest.json", lambda c: c / "build.json"),
             r"manifest\.json.*cannot be written again: .*build\.json",
         ),
     ],

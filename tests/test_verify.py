@@ -2,18 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from forging import change_manifest, forge, retold, scaled, swapped
 from jobs import copy
 from shard_files import shard_file
 
 from teacher_cache.format import CacheError, FileRecord, plan_path, record_path
-from teacher_cache.opening import file_checksum
 from teacher_cache.reader import CacheReader
 from teacher_cache.verify import verify
 
@@ -103,13 +103,6 @@ def test_swapped_shards_are_both_named(own: Path) -> None:
     assert shards_named(problems(own)) == {0, 1}
 
 
-def change_manifest(own: Path, change: Callable[[dict[str, list[object]]], None]) -> None:
-    path = own / "manifest.json"
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
-
-
 def test_shards_swapped_with_all_their_records_are_still_in_the_wrong_place(own: Path) -> None:
     before = shard_file(own, 0), shard_file(own, 1)
     swap(record_path(own, 0), record_path(own, 1))
@@ -184,40 +177,6 @@ def test_damaged_plan_is_named_and_a_cache_may_do_without(own: Path) -> None:
     assert problems(own) == []
 
 
-def forge(own: Path, number: int, change: Callable[[dict[str, pa.Array]], None]) -> None:
-    """Write a shard with other rows, and records that vouch for it: as a bug would."""
-    path = shard_file(own, number)
-    table = pa.ipc.open_file(path.read_bytes()).read_all()
-    columns = dict(zip(table.column_names, table.combine_chunks().columns, strict=True))
-    columns = {name: column.combine_chunks() for name, column in columns.items()}
-    change(columns)
-    forged = pa.Table.from_arrays(list(columns.values()), schema=table.schema)
-    path.unlink()
-    with pa.ipc.new_file(path, table.schema) as sink:
-        sink.write_table(forged)
-    old = FileRecord.from_json(json.loads(record_path(own, number).read_text()), "")
-    facts = {"bytes": path.stat().st_size, "checksum": file_checksum(path)}
-    record = replace(old, **facts).to_json()  # type: ignore[arg-type]
-    record_path(own, number).write_text(json.dumps(record))
-    path.rename(shard_file(own, number))
-
-    def vouch(data: dict[str, list[object]]) -> None:
-        data["shards"][number] = record
-
-    change_manifest(own, vouch)
-
-
-def scaled(row: int, factor: float) -> Callable[[dict[str, pa.Array]], None]:
-    def change(columns: dict[str, pa.Array]) -> None:
-        kind = columns["embedding"].type
-        vectors = np.array(columns["embedding"].to_pylist(), np.float16)
-        vectors[row] *= np.float16(factor)
-        flat = pa.array(vectors.reshape(-1))
-        columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, type=kind)
-
-    return change
-
-
 @pytest.mark.parametrize("factor", [0, 0.99, 1.01, np.nan, np.inf])
 def test_vector_that_is_no_unit_vector_is_named_with_its_row(factor: float, own: Path) -> None:
     forge(own, 1, scaled(5, factor))
@@ -226,19 +185,21 @@ def test_vector_that_is_no_unit_vector_is_named_with_its_row(factor: float, own:
 
 
 def test_text_that_is_not_its_ids_is_named_with_its_row(own: Path) -> None:
-    def change(columns: dict[str, pa.Array]) -> None:
-        texts = columns["text"].to_pylist()
-        columns["text"] = pa.array([*texts[:3], "another", *texts[4:]])
-
-    forge(own, 3, change)
+    forge(own, 3, retold)
     where = f"shard 3 ({shard_file(own, 3)})"
     assert problems(own) == [f"{where}: 1 texts are not what their ids say, the first in row 3"]
 
 
 def test_rows_of_another_order_are_found(own: Path) -> None:
-    def change(columns: dict[str, pa.Array]) -> None:
-        for name, column in columns.items():
-            columns[name] = column.take(pa.array([1, 0, *range(2, len(column))]))
-
-    forge(own, 0, change)
+    forge(own, 0, swapped)
     assert problems(own) == [f"shard 0 ({shard_file(own, 0)}): its ids are not those of its record"]
+
+
+def test_rows_of_another_order_are_found_though_every_record_was_made_to_match(own: Path) -> None:
+    forge(own, 0, swapped, ids=True)
+    of_plan, of_all = problems(own)
+    assert of_plan == f"{own / 'plan.json'}: its shards differs from the manifest's"
+    assert of_all.startswith(f"{own / 'manifest.json'}: the ids of its shards have the digest ")
+    shutil.rmtree(own / "plan")
+    (own / "plan.json").unlink()
+    assert problems(own) == [of_all]
