@@ -26,6 +26,7 @@ from teacher_cache.finish import Build
 from teacher_cache.format import Block, CacheError, Pooled
 from teacher_cache.golden import Golden
 from teacher_cache.located import Located, blocks_of, fingerprinted, load, locate
+from teacher_cache.models import ModelError
 from teacher_cache.plan import read_plan
 from teacher_cache.shard_job import ShardJob
 from teacher_cache.teachers import TeacherError
@@ -41,6 +42,8 @@ actor are lost too, and are innocent."""
 _MAX_FAILED_STARTS = 3
 
 _LOOK_AROUND_SECONDS = 5.0
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,8 @@ class ShardActor:
         plan = read_plan(self.cache)
         if plan is None:
             raise CacheError(
-                f"{self.cache} holds no plan where this node looks: the cache must lie on a file "
-                "system that every node of the cluster sees"
+                f"{self.cache} holds no plan where the node {platform.node()} looks: the cache "
+                "must lie on a file system that every node of the cluster sees"
             )
         self.plan = plan
         remove_leftovers(self.cache)
@@ -122,7 +125,9 @@ def _here(one: Located) -> Located:
     if one.folder is not None and one.folder.is_dir():
         found = fingerprinted(one.teacher, one.folder, one.revision)
     else:
-        found = locate(one.teacher, Path())
+        # What a hub has as its newest may have changed since the build began.
+        pinned = locate(replace(one.teacher, revision=one.revision), Path())
+        found = replace(pinned, teacher=one.teacher)
     if found.fingerprint != one.fingerprint:
         raise TeacherError(
             f"teacher {one.teacher.name!r}: the files in {found.folder} of node {platform.node()} "
@@ -147,6 +152,10 @@ class _Driver:
     running: dict[Any, tuple[Any, int]] = field(default_factory=dict)
     """The answer of a task that is awaited → its actor and shard."""
     ready: set[Any] = field(default_factory=set)
+    unfit: set[Any] = field(default_factory=set)
+    """Actors whose node lacks the cache or a teacher. They live on and do nothing: so Ray does not
+    put another one in their place."""
+    refusal: Exception | None = None
     failed_starts: int = 0
     looked_around: float = -_LOOK_AROUND_SECONDS
 
@@ -164,7 +173,7 @@ class _Driver:
                 self._hand_out()
                 for index in self._collect():
                     advance(task.plan.shards[index].rows * len(task.found))
-        for actor in [*self.ready, *self.starting.values()]:
+        for actor in [*self.ready, *self.unfit, *self.starting.values()]:
             self.ray.kill(actor)
         remove_leftovers(task.cache)  # of actors that died
         if self.begun is None:
@@ -183,10 +192,14 @@ class _Driver:
             raise CacheError(
                 f"the cluster has no {kind}: start a node that has one, or give another --device"
             )
+        if self.unfit and self.starting and not self.ready:
+            return  # What ails one may ail all: those that were started will tell.
         useful = max(1, len(self.waiting) + len(self.running))
-        wanted = min(room, useful, self.workers or room)
+        wanted = min(room - len(self.unfit), useful, self.workers or room)
         for _ in range(wanted - len(self.ready) - len(self.starting)):
             self._start(kind)
+        if self.refusal is not None and not (self.ready or self.starting):
+            raise self.refusal
 
     def _start(self, kind: str) -> None:
         task = self.task
@@ -233,8 +246,20 @@ class _Driver:
                     f"{error}"
                 ) from None
             return
+        except (CacheError, ModelError) as error:
+            self._left_out(actor, error)
+            return
         self.begun = self.begun or self.task.begin(blocks, pooled)
         self.ready.add(actor)
+
+    def _left_out(self, actor: Any, error: Exception) -> None:
+        """One node that is not as the others must not end what they do."""
+        if not (self.ready or self.starting):
+            raise error
+        _LOG.warning("a worker is left out: %s", error)
+        self.unfit.add(actor)
+        self.refusal = error
+        self.looked_around = -_LOOK_AROUND_SECONDS
 
     def _ended(self, answer: Any, actor: Any, index: int) -> Iterator[int]:
         try:
@@ -262,7 +287,7 @@ class _Driver:
             return self.ray.get(answer)
         except self.ray.exceptions.RayTaskError as error:
             # The error as it was raised over there; a bug keeps its remote traceback.
-            if isinstance(error.cause, CacheError | TeacherError):
+            if isinstance(error.cause, CacheError | ModelError):
                 raise error.cause from None
             raise
 
