@@ -9,11 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from io import RawIOBase
 from itertools import count
 from pathlib import Path
@@ -24,11 +27,15 @@ import xxhash
 
 from teacher_cache.format import CacheError
 
-_SERIAL = count()
+_SERIAL = count(secrets.randbits(48))
+"""Begins anywhere, so that two processes of one number do not come to one name."""
 _WORTH_A_THREAD = 1 << 22
 """Bytes: to digest so many takes four times as long as to start a thread."""
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-_TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]+)-(?P<pid>\d+)-\d+\.tmp")
+_TEMPORARY = re.compile(r"\..+\.(?P<place>[^.]+)-(?P<pid>\d+)-\d+\.tmp")
+
+ABANDONED_SECONDS = 7 * 86_400.0
+"""A temporary file that nobody wrote to for so long is a dead builder's, wherever that ran."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +175,10 @@ def remove_if(path: Path, unwanted: Callable[[Path], bool]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove, in a folder and all below it, what dead builders of this host left behind.
+    """Remove, in a folder and all below it, what dead builders left behind.
+
+    Where a builder's number means nothing here (it ran on another host, before the last start of
+    this one, or in another container), time must tell: what is as old as that is nobody's.
 
     A file that bears this process's own number is a dead builder's too: in a container that starts
     again, every builder has the same number. So call it while this process writes nothing there.
@@ -176,7 +186,7 @@ def remove_leftovers(folder: Path) -> None:
     for place, folders, files in os.walk(folder):  # which forgives what vanishes meanwhile
         for path in (Path(place, name) for name in (*folders, *files)):
             match = _TEMPORARY.fullmatch(path.name)
-            if match and match["host"] == _host() and not _of_another_alive(int(match["pid"])):
+            if match and _is_dead(path, match["place"], int(match["pid"])):
                 if path.is_dir():
                     remove_folder(path)
                 else:
@@ -200,7 +210,7 @@ def temporary_file(folder: Path, stem: str) -> Iterator[Path]:
     temporary = _temporary(folder, stem)
     with _told(temporary):
         _make_folder(folder)
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o666))
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield temporary
     finally:
@@ -214,9 +224,9 @@ def _aside(
     """A temporary file, written and synced; whatever is left of it in the end is removed."""
     temporary = _temporary(folder, stem)
     with _told(folder / stem):
+        _make_folder(folder)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            _make_folder(folder)
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
             try:
                 hashing = _Hashing(handle)
                 write(hashing)  # type: ignore[arg-type]  # a raw stream has all that writers ask for
@@ -258,11 +268,30 @@ def _name_first(temporary: Path, path: Path) -> bool:
 
 
 def _temporary(folder: Path, stem: str) -> Path:
-    return folder / f".{stem}.{_host()}-{os.getpid()}-{next(_SERIAL)}.tmp"
+    return folder / f".{stem}.{_place()}-{os.getpid()}-{next(_SERIAL)}.tmp"
 
 
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())
+@cache
+def _place() -> str:
+    """Within what the numbers of processes can be compared.
+
+    A host's name is not enough: nodes may all be called localhost, and containers that share their
+    host's network share its name, while in each of them the builder is process 1.
+    """
+    facts = [socket.gethostname()]
+    with suppress(OSError):  # there is no /proc on every system
+        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        facts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return xxhash.xxh3_64_hexdigest("\0".join(facts).encode())
+
+
+def _is_dead(path: Path, place: str, pid: int) -> bool:
+    if place == _place():
+        return not _of_another_alive(pid)
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+    except FileNotFoundError:
+        return False
 
 
 def _of_another_alive(pid: int) -> bool:

@@ -2,10 +2,14 @@
 
 import errno
 import os
+import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO
@@ -13,7 +17,9 @@ from typing import Any, BinaryIO
 import pytest
 import xxhash
 
+from teacher_cache import files
 from teacher_cache.files import (
+    ABANDONED_SECONDS,
     commit_bytes,
     commit_file,
     commit_first,
@@ -122,6 +128,34 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -
         with half_way(tmp_path) as (_, held):
             remove_leftovers(tmp_path)
             assert {path.name for path in tmp_path.iterdir()} == {*kept, held.name}
+
+
+def test_name_of_the_host_does_not_tell_that_a_builder_is_dead(tmp_path: Path) -> None:
+    """In another container of it, or on another one of that name, every number is another's."""
+    host = re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())
+    of_others = [tmp_path / f".00000.arrow.{place}-4194305-0.tmp" for place in (host, "another")]
+    for path in of_others:
+        path.write_bytes(b"half")
+    remove_leftovers(tmp_path)
+    assert all(path.exists() for path in of_others)
+    old = time.time() - ABANDONED_SECONDS - 60
+    os.utime(of_others[0], (old, old))
+    remove_leftovers(tmp_path)
+    assert [path.exists() for path in of_others] == [False, True]
+
+
+def test_file_that_another_is_writing_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should both come to one name for it after all."""
+    with half_way(tmp_path) as (builder, left):
+        builder.kill()
+    number, pid = (int(part) for part in left.stem.split("-")[:0:-1])
+    monkeypatch.setattr(files, "_SERIAL", count(number))
+    monkeypatch.setattr(os, "getpid", lambda: pid)
+    with pytest.raises(CacheError, match="cannot be written: File exists"):
+        commit_bytes(tmp_path / "file", b"whole")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"half"]
 
 
 def test_first_of_several_files_stays(tmp_path: Path) -> None:
