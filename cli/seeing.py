@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.console import note
 from cli.recipe import Recipe, RecipeError
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def seeing_of(book: Recipe, base: Path, spec: StageSpec, captions: Path | None) 
     if vision.fresh is None:
         folder, _ = locate(name, revision, what="the student's vision model", base=base)
     pairs = Pairs(book.images, base)
+    if pairs.skipped.rows:
+        note(f"images: {pairs.skipped.rows:,} rows are no pairs; the first: {pairs.skipped.first}")
     from student.seeing import Seeing
 
     return Seeing(pairs, folder, reader)

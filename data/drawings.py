@@ -15,6 +15,8 @@ from itertools import product
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
+from data.pair_sources import Skipped
+
 COUNTS = {"one": 1, "two": 2, "three": 3}
 COLOURS = {
     "red": (214, 40, 40),
@@ -50,6 +52,7 @@ class Drawings:
 
     def __init__(self, count: int, seed: int) -> None:
         self._seed = seed
+        self.skipped = Skipped()
         texts = [CAPTIONS[row % len(CAPTIONS)] for row in range(count)]
         self.captions = pa.chunked_array([pa.array(texts, pa.string())])
 

@@ -71,6 +71,10 @@ class Stream:
     def begin(self) -> None:
         """Read up to the first group; nothing happens where that was done."""
         if not self._begun:
+            # What pairs are made of is read at once: of their bad rows nothing comes by later.
+            passed_over: int = getattr(self._rows, "passed_over", 0)
+            self.counts.read += passed_over
+            self.counts.skipped += passed_over
             self._waiting = self._draw()
             self._begun = True
 

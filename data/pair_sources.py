@@ -13,18 +13,32 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from threading import Lock
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
-from data.files import CorpusError, RowError, find_files, one_line, read_file
+from data.files import CorpusError, RowError, one_line, read_file
 from data.images import ImageError
+from data.pair_files import find_pairs
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 TEXTS = (".txt", ".caption")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 ANSWERS = ("gpt", "assistant")
 
 _ROW_GROUPS_KEPT = 4
+_FILES_KEPT = 16
+"""Parquet files that stay open: a process may often have no more than 1,024 in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Rows that were bad and are no pairs: how many, and where and what the first was."""
+
+    rows: int = 0
+    first: str = ""
 
 
 class PairSource(Protocol):
@@ -33,6 +47,10 @@ class PairSource(Protocol):
     @property
     def captions(self) -> pa.ChunkedArray:
         """All captions."""
+
+    @property
+    def skipped(self) -> Skipped:
+        """The rows that were passed over."""
 
     def name(self, row: int) -> str:
         """What errors call the image of a row."""
@@ -65,48 +83,13 @@ def open_pairs(
             skip_bad=skip_bad,
         )  # fmt: skip
     assert path is not None
-    files = _files(path, base)
-    kinds = {_kind(file) for file in files}
-    if len(kinds) > 1:
-        raise CorpusError(f"{base / path}: expected files of one kind, found {', '.join(kinds)}")
-    (kind,) = kinds
-    if kind == ".tar":
+    kind, files = find_pairs(path, base)
+    if kind == "tar":
         return _TarPairs(files, caption_field, skip_bad=skip_bad)
-    if kind == ".parquet":
+    if kind == "parquet":
         return _ParquetPairs(files, image_field, caption_field, skip_bad=skip_bad)
     folder = None if images is None else base / images
     return _FilePairs(files, folder, image_field, caption_field, skip_bad=skip_bad)
-
-
-def _files(pattern: str, base: Path) -> list[Path]:
-    path = base / pattern
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if _kind(file) and file.is_file())
-        if not files:
-            raise CorpusError(
-                f"{path}: expected captions (.jsonl, .csv), .parquet or .tar files in the folder, "
-                "found none"
-            )
-        return files
-    if path.suffix in (".tar", ".tgz") or path.name.endswith(".tar.gz"):
-        found = sorted(path.parent.glob(path.name))
-        if not found:
-            raise CorpusError(f"{path}: there is no such file")
-        packed = [file for file in found if file.suffix != ".tar"]
-        if packed:
-            raise CorpusError(
-                f"{packed[0]} is packed: images are read at random places of a tar; unpack it "
-                "with gunzip"
-            )
-        return found
-    return find_files(pattern, base)
-
-
-def _kind(file: Path) -> str:
-    if file.suffix in (".tar", ".parquet"):
-        return file.suffix
-    known = (".jsonl", ".ndjson", ".csv", ".tsv")
-    return "captions" if any(suffix in known for suffix in file.suffixes) else ""
 
 
 def caption_of(row: object, field: str) -> str:
@@ -148,10 +131,11 @@ def _parsed(value: object) -> object:
 
 @dataclass(frozen=True, slots=True)
 class _Good:
-    """Captions of the good rows, and where each is."""
+    """Captions of the good rows, and where each is; what was passed over."""
 
     captions: pa.ChunkedArray
     places: list[Any]
+    skipped: Skipped
 
 
 def _good(rows: Iterable[tuple[str, Any, str | RowError]], *, skip_bad: bool) -> _Good:
@@ -159,10 +143,12 @@ def _good(rows: Iterable[tuple[str, Any, str | RowError]], *, skip_bad: bool) ->
     chunks: list[pa.Array] = []
     texts: list[str] = []
     places: list[Any] = []
+    skipped = Skipped()
     for where, place, caption in rows:
         if isinstance(caption, RowError):
             if not skip_bad:
                 raise CorpusError(f'{where}: {caption}; mend it, or give bad_rows = "skip"')
+            skipped = Skipped(skipped.rows + 1, skipped.first or f"{where}: {caption}")
             continue
         texts.append(caption)
         places.append(place)
@@ -171,8 +157,9 @@ def _good(rows: Iterable[tuple[str, Any, str | RowError]], *, skip_bad: bool) ->
             texts = []
     chunks.append(pa.array(texts, pa.string()))
     if not places:
-        raise CorpusError("expected pairs of an image and a caption, found none")
-    return _Good(pa.chunked_array(chunks, pa.string()), places)
+        why = f"; {skipped.rows} rows are bad, the first is {skipped.first}" if skipped.rows else ""
+        raise CorpusError(f"expected pairs of an image and a caption, found none{why}")
+    return _Good(pa.chunked_array(chunks, pa.string()), places, skipped)
 
 
 def _captioned(row: object, field: str) -> str | RowError:
@@ -201,7 +188,7 @@ class _FilePairs:
                         yield where, (folder or file.parent, name), _captioned(row, caption)
 
         good = _good(rows(), skip_bad=skip_bad)
-        self.captions, self._places = good.captions, good.places
+        self.captions, self._places, self.skipped = good.captions, good.places, good.skipped
 
     def name(self, row: int) -> str:
         return str(self._places[row][1])
@@ -220,7 +207,7 @@ class _TarPairs:
 
     def __init__(self, files: list[Path], caption: str, *, skip_bad: bool) -> None:
         good = _good((row for file in files for row in _samples(file, caption)), skip_bad=skip_bad)
-        self.captions, self._places = good.captions, good.places
+        self.captions, self._places, self.skipped = good.captions, good.places, good.skipped
 
     def name(self, row: int) -> str:
         file, name, _, _ = self._places[row]
@@ -270,33 +257,20 @@ class _ParquetPairs:
     """Parquet with captions and images. A row group is read whole; the last few are kept."""
 
     def __init__(self, files: list[Path], image: str, caption: str, *, skip_bad: bool) -> None:
-        import pyarrow.parquet as pq
-
         self._image = image
+        self._paths = files
         self._kept: OrderedDict[tuple[int, int], pa.Array] = OrderedDict()
+        self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._lock = Lock()
-        try:
-            self._files = [pq.ParquetFile(file) for file in files]
-        except (pa.ArrowException, OSError) as error:
-            raise CorpusError(f"{files[0].parent}: not readable: {one_line(error)}") from None
-        column = caption.split(".", maxsplit=1)[0]
-        for path, file in zip(files, self._files, strict=True):
-            for name in (image, column):
-                if name not in file.schema_arrow.names:
-                    found = ", ".join(file.schema_arrow.names)
-                    raise CorpusError(f"{path}: expected a column {name!r}, found {found}")
 
         def rows() -> Iterator[tuple[str, Any, str | RowError]]:
-            for number, (path, file) in enumerate(zip(files, self._files, strict=True)):
-                for group in range(file.num_row_groups):
-                    table = file.read_row_group(group, columns=[column])
-                    for row, value in enumerate(table.to_pylist()):
-                        place = (number, group, row)
-                        where = f"{path}: row group {group}, row {row}"
-                        yield where, place, _captioned(value, caption)
+            for number, path in enumerate(files):
+                for group, row, value in _parquet_captions(path, image, caption):
+                    where = f"{path}: row group {group}, row {row}"
+                    yield where, (number, group, row), value
 
         good = _good(rows(), skip_bad=skip_bad)
-        self.captions, self._places, self._paths = good.captions, good.places, files
+        self.captions, self._places, self.skipped = good.captions, good.places, good.skipped
 
     def name(self, row: int) -> str:
         number, group, place = self._places[row]
@@ -307,12 +281,43 @@ class _ParquetPairs:
         with self._lock:
             column = self._kept.get((number, group))
             if column is None:
-                table = self._files[number].read_row_group(group, columns=[self._image])
+                table = self._file(number).read_row_group(group, columns=[self._image])
                 column = self._kept[number, group] = table.column(self._image)
                 while len(self._kept) > _ROW_GROUPS_KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end((number, group))
         return _bytes(column[place].as_py())
+
+    def _file(self, number: int) -> pq.ParquetFile:
+        import pyarrow.parquet as pq
+
+        if number not in self._open:
+            self._open[number] = pq.ParquetFile(self._paths[number])
+            while len(self._open) > _FILES_KEPT:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(number)
+        return self._open[number]
+
+
+def _parquet_captions(
+    path: Path, image: str, caption: str
+) -> Iterator[tuple[int, int, str | RowError]]:
+    """Row group, row and caption, one after the other."""
+    import pyarrow.parquet as pq
+
+    column = caption.split(".", maxsplit=1)[0]
+    try:
+        with pq.ParquetFile(path) as file:
+            for name in (image, column):
+                if name not in file.schema_arrow.names:
+                    found = ", ".join(file.schema_arrow.names)
+                    raise CorpusError(f"{path}: expected a column {name!r}, found {found}")
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=[column])
+                for row, value in enumerate(table.to_pylist()):
+                    yield group, row, _captioned(value, caption)
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(f"{path}: not readable: {one_line(error)}") from None
 
 
 class _DatasetPairs:
@@ -334,7 +339,7 @@ class _DatasetPairs:
             ((f"row {n}", n, _captioned(row, caption)) for n, row in enumerate(texts)),
             skip_bad=skip_bad,
         )
-        self.captions, self._places = good.captions, good.places
+        self.captions, self._places, self.skipped = good.captions, good.places, good.skipped
         self._images = dataset.select_columns([image])
         self._image = image
 

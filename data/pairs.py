@@ -30,8 +30,8 @@ Rows = NDArray[np.int64]
 class Pairs:
     """The pairs of a `PairsSpec`, numbered from 0: those to `train` on, and those `held_out`.
 
-    `base` is the folder that relative paths start from. `broken` maps what was passed over so far
-    to why.
+    `base` is the folder that relative paths start from. `skipped` are the rows that made no pair,
+    `broken` maps the images that were passed over so far to why.
 
     Raises:
         CorpusError: nothing lies there, it cannot be read, or a row has no caption or image.
@@ -43,6 +43,7 @@ class Pairs:
             Drawings(spec.count, spec.seed) if spec.generator else self._open(base)
         )
         self._captions: pa.ChunkedArray = self.source.captions
+        self.skipped = self.source.skipped
         kept_apart = np.zeros(len(self), bool)
         digest = xxhash.xxh3_128()
         for row, caption in enumerate(self._captions):

@@ -295,7 +295,10 @@ class _GeneratorRows(Iterator[Group | BadRow]):
 
 
 class _CaptionRows(Iterator[Group | BadRow]):
-    """Position: the number of captions read, and what tells these pairs from any others."""
+    """Position: the number of captions read, and what tells these pairs from any others.
+
+    `passed_over` are rows without a pair, of which nothing is given.
+    """
 
     def __init__(self, spec: SourceSpec, pairs: PairsSpec, base: Path, at: Position | None) -> None:
         from data.pairs import Pairs
@@ -308,6 +311,7 @@ class _CaptionRows(Iterator[Group | BadRow]):
                 "others; put them back, or plan in a new folder"
             )
         self._captions = found.source.captions
+        self.passed_over = found.skipped.rows
         self._place = str(pairs.path or pairs.dataset or pairs.generator)
         self._row: int = at["row"] if at else 0
         self._judge = _Judge(spec)

@@ -139,6 +139,7 @@ def train(
     figures["seconds"] = loop.seconds
     if seeing is not None:
         figures["images_passed_over"] = len(seeing.pairs.broken)
+        figures["pairs_skipped"] = seeing.pairs.skipped.rows
     if loop.best is not None:
         figures["best"] = asdict(loop.best)
     if engine.accelerator.is_main_process and loop.last is not None:

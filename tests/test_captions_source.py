@@ -37,6 +37,19 @@ def test_drawings_have_captions_too(tmp_path: Path) -> None:
     assert len(texts) == len(set(texts)) == 720
 
 
+def test_rows_without_a_caption_are_counted_once(tmp_path: Path) -> None:
+    content = [*CONTENT, (CONTENT[0][0], " ")]
+    write_folder(tmp_path / "pairs", content)
+    spec = CorpusSpec(sources=[source(PairsSpec(path="pairs", bad_rows="skip"))])
+    corpus = Corpus(spec, tmp_path)
+    texts = corpus.start()
+    some = [next(texts) for _ in range(3)]
+    rest = list(corpus.start(texts.state(), iter([(text.id, text.text) for text in some])))
+    assert len(rest) == 4
+    counts = corpus.counts.sources["captions"]
+    assert (counts.read, counts.skipped, counts.kept) == (8, 1, 7)
+
+
 def test_a_pass_goes_on_from_any_position(tars: PairsSpec, tmp_path: Path) -> None:
     start = open_source(source(tars), tmp_path)
     whole = list(start(None))

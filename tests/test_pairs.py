@@ -12,6 +12,7 @@ from small_vision import picture
 from data.corpus import CorpusSpec, is_held_out, text_id
 from data.files import CorpusError
 from data.images import Preprocessing
+from data.pair_sources import Skipped
 from data.pairs import Pairs
 from data.pairs_spec import PairsSpec
 
@@ -146,7 +147,63 @@ def test_a_row_without_caption_or_image_is_refused_where_it_is_or_skipped(tmp_pa
         (folder / "captions.jsonl").write_text("\n".join([lines[0], bad, lines[2]]))
         with pytest.raises(CorpusError, match=message):
             opened(folder)
-        assert len(opened(folder, bad_rows="skip")) == 2
+        found = opened(folder, bad_rows="skip")
+        assert (len(found), found.skipped.rows) == (2, 1)
+        assert message.removeprefix("jsonl:2: ") in found.skipped.first
+        assert f"{folder}/captions.jsonl:2: expected " in found.skipped.first
+
+
+def test_skipped_rows_are_counted_in_every_layout(tmp_path: Path) -> None:
+    content = [*pairs(4), (pairs(1)[0][0], " "), (pairs(1)[0][0], "")]
+    for found in (
+        opened(write_folder(tmp_path / "a", content), bad_rows="skip"),
+        opened(write_parquet(tmp_path / "b", content), bad_rows="skip"),
+        opened(write_tar(tmp_path / "c", content, as_json=False), bad_rows="skip"),
+    ):
+        assert (len(found), found.skipped.rows) == (4, 2)
+        assert "expected a caption" in found.skipped.first
+    assert opened(write_folder(tmp_path / "d", pairs(2))).skipped == Skipped()
+    bad = write_folder(tmp_path / "e", content[4:])
+    with pytest.raises(CorpusError, match=r"found none; 2 rows are bad, the first is .*jsonl:1: "):
+        opened(bad, bad_rows="skip")
+
+
+def test_globs_are_followed_through_folders_and_judged_by_what_they_match(tmp_path: Path) -> None:
+    for number in range(3):
+        write_tar(tmp_path / "parts" / str(number), CONTENT)
+        (tmp_path / "parts" / str(number) / "x").mkdir()
+    for pattern, count in (("parts/*/a.tar", 15), ("parts/*/*", 30), ("**/b.tar", 15)):
+        assert len(opened(tmp_path / pattern, caption_field="conversations")) == count
+    write_parquet(tmp_path / "p" / "one", CONTENT)
+    write_parquet(tmp_path / "p" / "two", CONTENT)
+    assert len(opened(tmp_path / "p" / "*" / "*.parquet")) == 20
+    assert len(opened(tmp_path / "p" / "**" / "*")) == 20
+    with pytest.raises(CorpusError, match="expected files of one kind, found parquet, tar"):
+        opened(tmp_path / "**" / "*")
+    (tmp_path / "p" / "notes.md").write_text("mine")
+    message = r"notes\.md: expected captions \(\.jsonl .*\), \.parquet or \.tar, found \.md"
+    with pytest.raises(CorpusError, match=message):
+        opened(tmp_path / "p" / "*.md")
+    for gone in ("parts/*/x-*.tar", "gone.jsonl"):
+        with pytest.raises(CorpusError, match="there is no such file"):
+            opened(tmp_path / gone)
+
+
+def test_more_parquet_files_may_be_there_than_a_process_may_open(tmp_path: Path) -> None:
+    count = 40
+    for number in range(count):
+        write_parquet(tmp_path / f"{number:02}", CONTENT[number % 10 :][:1])
+    before = open_files()
+    found = opened(tmp_path / "*" / "*.parquet")
+    rows = np.array([*range(count), 0, 1])
+    _, pixels = found.load(rows, AS_READ, among=np.arange(count))
+    assert open_files() - before <= 16
+    for row, seen in zip(rows, pixels, strict=True):
+        assert np.array_equal(seen, AS_READ.pixels(CONTENT[row % 10][0]))
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def test_what_is_no_source_of_pairs_is_refused(tmp_path: Path) -> None:
