@@ -12,10 +12,12 @@ import numpy as np
 
 from teacher_cache.files import commit_file, remove_leftovers
 from teacher_cache.format import ID_BYTES, CacheError
+from teacher_cache.opening import check_folder
 from teacher_cache.search import BLOCK_BYTES, Nearest, row_blocks, shard_ids, views
 from teacher_cache.search_index import (
     IDS_FILE,
     INDEX_FILE,
+    INDEX_FOLDER,
     INDEX_VERSION,
     RECALL_AT,
     RECORD_FILE,
@@ -97,8 +99,11 @@ def ensure_index(
     `tell` is told why it is made, what that takes, and the recall.
 
     Raises:
-        CacheError: the folder cannot be written to or has too little room.
+        CacheError: the folder cannot be written to or has too little room, or it is the cache's own
+            and a link.
     """
+    if folder == reader.path / INDEX_FOLDER:
+        check_folder(folder)  # what lies in a cache may be a stranger's: written is nowhere else
     try:
         return open_index(folder, reader)
     except IndexUnfitError as unfit:

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher_cache.format import ID_BYTES, CacheError, Record, checksum, read_json
+from teacher_cache.format import (
+    ID_BYTES,
+    CacheError,
+    Record,
+    checksum,
+    read_json,
+    regular_file,
+)
 from teacher_cache.search import place_of
 
 if TYPE_CHECKING:
@@ -102,7 +109,7 @@ def open_index(folder: Path, reader: CacheReader) -> SearchIndex:
         raise IndexUnfitError(f"is of another cache, {record.identity}")
     path, ids = folder / INDEX_FILE, folder / IDS_FILE
     for file, size in ((path, record.bytes), (ids, len(reader) * ID_BYTES)):
-        found = file.stat().st_size if file.is_file() else 0
+        found = _size(file)
         if found != size:
             raise IndexUnfitError(f"is damaged: {file.name} has {found} bytes, not {size}")
     if head_checksum(path, record.head_bytes) != record.head_checksum:
@@ -114,14 +121,23 @@ def open_index(folder: Path, reader: CacheReader) -> SearchIndex:
     return SearchIndex(record, index, np.memmap(ids, np.uint64, "r").reshape(-1, 2))
 
 
+def _size(path: Path) -> int:
+    try:
+        return regular_file(path).st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except CacheError as error:
+        raise IndexUnfitError(f"is damaged: {error}") from None
+
+
 def _read_record(path: Path) -> IndexRecord:
-    if not path.is_file():
-        raise IndexUnfitError("is not there yet")
     try:
         data = read_json(path)
         if isinstance(data, dict) and data.get("version") != INDEX_VERSION:
             raise IndexUnfitError(f"has the version {data.get('version')}, not {INDEX_VERSION}")
         record = IndexRecord.from_json(data, str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise IndexUnfitError("is not there yet") from None
     except CacheError as error:
         raise IndexUnfitError(f"is damaged: {error}") from None
     if not (isinstance(record.recall, dict) and 1 <= record.probes <= record.lists):

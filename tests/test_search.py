@@ -275,6 +275,26 @@ def test_index_that_does_not_fit_is_made_again_in_one_line(
     assert contents(index) == before
 
 
+def test_index_leads_nowhere_else(cache: CacheReader, tmp_path: Path) -> None:
+    """It may have come with a stranger's cache: what it links to is neither read nor written."""
+    own = CacheReader(copy(cache.path, tmp_path / "own"))
+    folder, aside = own.path / "search", tmp_path / "aside"
+    ensure_index(own, folder, Settings(2, 56), phase=silent)
+    whole = contents(folder)
+    for name in whole:
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+        lines: list[str] = []
+        ensure_index(own, folder, Settings(2, 56), phase=silent, tell=lines.append)
+        assert f"is damaged: {folder / name} is a symbolic link, expected a file" in lines[0]
+        assert not (folder / name).is_symlink()
+        assert (tmp_path / name).read_bytes() == whole[name]
+    folder.rename(aside)
+    folder.symlink_to(aside)
+    with pytest.raises(CacheError, match="search is a symbolic link, expected a folder"):
+        ensure_index(own, folder, Settings(2, 56), phase=silent)
+
+
 def test_damaged_codes_and_row_numbers_cost_neighbours_and_nothing_else(
     many: CacheReader, index: Path
 ) -> None:
