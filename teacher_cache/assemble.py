@@ -13,13 +13,13 @@ from typing import Any
 
 import xxhash
 
-from teacher_cache.files import commit_bytes, remove_leftovers
+from teacher_cache.files import remove_leftovers
 from teacher_cache.finish import Build, Phase, check_new, finish, first_difference
+from teacher_cache.fitted import copy_teacher, is_fitted, teacher_folder
 from teacher_cache.format import (
     BUILD_FILE,
     FORMAT_VERSION,
     PLAN_FILE,
-    TEACHER_FOLDER,
     Block,
     CacheError,
     Manifest,
@@ -95,7 +95,7 @@ class Assembly:
     """A cache that is to be made of others' rows.
 
     `texts` and `stored` give ranges of its rows, a shard's at a time; the rest is what its plan and
-    manifest will say. `teachers` are the folders of fitted teachers, which are copied.
+    manifest will say. `teachers` are the folders of fitted teachers, by name, which are copied.
     """
 
     rows: int
@@ -130,7 +130,9 @@ def assemble(
     plan = _plan(out, made, phase)
     begun = _begin(out, made, plan, shard_format)
     remove_leftovers(out)
-    _copy_teachers(out, made.teachers)
+    for block in made.blocks:
+        if block.teacher in made.teachers:
+            copy_teacher(made.teachers[block.teacher], block, out)
     missing = [i for i in range(len(plan.shards)) if committed(out, i) is None]
     with phase("writing", sum(plan.shards[i].rows for i in missing)) as advance:
         for index in missing:
@@ -152,11 +154,12 @@ def refuse_own(out: Path, caches: Sequence[CacheReader]) -> None:
 
 def fitted_teachers(caches: Sequence[CacheReader]) -> dict[str, Path]:
     """The folders of teachers that were fitted on a corpus and lie in one of the caches."""
-    folders = (cache.path / TEACHER_FOLDER / name for cache in caches for name in cache.teachers)
     found: dict[str, Path] = {}
-    for folder in folders:
-        if folder.is_dir():
-            found.setdefault(folder.name, folder)
+    for cache in caches:
+        for block in filter(is_fitted, cache.manifest.blocks):
+            folder = teacher_folder(cache.path, block)
+            if folder.is_dir():
+                found.setdefault(block.teacher, folder)
     return found
 
 
@@ -211,13 +214,3 @@ def _begin(out: Path, made: Assembly, plan: Plan, shard_format: ShardFormat | No
     if difference := first_difference(there.to_json(), asked.to_json(), "build"):
         raise CacheError(f"{out} was begun otherwise: {difference}; write into another folder")
     return there
-
-
-def _copy_teachers(out: Path, teachers: Mapping[str, Path]) -> None:
-    for name, folder in teachers.items():
-        # As they were written: the last file tells that a teacher is whole.
-        files = (path for path in folder.rglob("*") if path.is_file())
-        for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
-            copy = out / TEACHER_FOLDER / name / path.relative_to(folder)
-            if not copy.exists():
-                commit_bytes(copy, path.read_bytes())

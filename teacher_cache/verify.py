@@ -12,15 +12,13 @@ import pyarrow as pa
 import xxhash
 
 from data.corpus import text_id
-from teacher_cache import models
 from teacher_cache.finish import Build, first_difference
+from teacher_cache.fitted import fingerprint_of, is_fitted, teacher_folder
 from teacher_cache.format import (
     BUILD_FILE,
-    FITTED,
     MANIFEST_FILE,
     PLAN_FILE,
     PLAN_FOLDER,
-    TEACHER_FOLDER,
     Block,
     CacheError,
     FileRecord,
@@ -73,7 +71,7 @@ def find(
     yield from _of_plan(reader)
     yield from _of_build(reader)
     for index, block in enumerate(reader.manifest.blocks):
-        if block.repository.startswith(FITTED):
+        if is_fitted(block):
             yield from _of_teacher(reader, index, block)
     ids = _Ids()
     for index, expected in enumerate(reader.manifest.shards):
@@ -156,21 +154,14 @@ def _of_build(reader: CacheReader) -> Iterator[Damage]:
 
 
 def _of_teacher(reader: CacheReader, index: int, block: Block) -> Iterator[Damage]:
-    folder = reader.path / TEACHER_FOLDER / block.teacher
+    folder = teacher_folder(reader.path, block)
     where = f"teacher {block.teacher!r} ({folder})"
     try:
-        check_folder(folder.parent)
-        check_folder(folder)
-        if not folder.exists():
-            return
-        files = sorted(folder.iterdir())
-        for path in files:
-            regular_file(path)
-        found = models.fingerprint(folder, files)
+        found = fingerprint_of(folder)
     except (CacheError, OSError) as error:
         yield Damage("teacher", index, f"{where} cannot be read ({error})")
         return
-    if found != block.fingerprint:
+    if found not in (None, block.fingerprint):
         yield Damage(
             "teacher", index, f"{where} has fingerprint {found}, its block says {block.fingerprint}"
         )
