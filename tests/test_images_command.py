@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,19 @@ def test_a_recipe_that_lacks_something_is_told_what(
     lines = capsys.readouterr().err.strip().splitlines()
     assert message in lines[-1]
     assert not (folder / "bad").exists()
+
+
+def test_rows_that_make_no_pair_are_told_when_they_are_read(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (write_folder(folder / "some", pairs(20)) / "captions.jsonl").open("a") as lines:
+        lines.write('{"image": "images/000.png"}\n')
+    recipe = folder / "some.toml"
+    recipe.write_text(RECIPE.replace('path = "pairs"', 'path = "some"\nbad_rows = "skip"'))
+    shutil.copytree(folder / "run" / "stage-3", folder / "apart" / "stage-3")
+    assert train(folder, "--dry-run", "--recipe", recipe, out="apart") == 0
+    told = f"images: 1 rows are no pairs; the first: {folder}/some/captions.jsonl:21: expected a ca"
+    assert told in capsys.readouterr().err
 
 
 def test_recall_and_export_of_a_run_without_images_are_one_line(

@@ -300,15 +300,17 @@ def test_broken_images_are_written_down_and_too_many_stop_the_stage(
 ) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(folder, damaged)
-    given = seeing(damaged)
+    with (damaged / "pairs" / "captions.jsonl").open("a") as lines:
+        lines.write('{"image": "images/000.png"}\n')
+    given = seeing(damaged, bad_rows="skip")
     bad = given.pairs.source.name(int(given.pairs.train[3]))
     (damaged / "pairs" / bad).write_bytes(b"not an image")
     trained(reader, start, tmp_path / "run", given, steps=8)
-    lines = (tmp_path / "run/stage-4/broken-images.jsonl").read_text().splitlines()
-    assert [json.loads(line)["image"] for line in lines] == [bad]
+    broken = (tmp_path / "run/stage-4/broken-images.jsonl").read_text().splitlines()
+    assert [json.loads(line)["image"] for line in broken] == [bad]
     figures = read_record(tmp_path / "run/stage-4")["figures"]
-    assert figures["images_passed_over"] == 1
-    strict = seeing(damaged, most_broken=0)
+    assert (figures["images_passed_over"], figures["pairs_skipped"]) == (1, 1)
+    strict = seeing(damaged, most_broken=0, bad_rows="skip")
     run = run_of(reader, start, tmp_path / "strict", strict, steps=8)
     with pytest.raises(CorpusError, match=f"1 images cannot be used, at most 0.*{bad}: no image"):
         train(run, reader, start / "model/text", seeing=strict, settings=ON_CPU)
