@@ -175,8 +175,9 @@ def _forget(cache: Path, manifest: Manifest, index: int) -> None:
 
     def describes_damage(aside: Path) -> bool:
         record = _read(aside)
-        known = record in (None, manifest.shards[index])
-        return known or record is None or not _is_whole(cache, manifest, index, record)
+        if record is None or record == manifest.shards[index]:
+            return True
+        return not _is_whole(cache, manifest, index, record)
 
     remove_if(record_path(cache, index), describes_damage)
 

@@ -37,9 +37,10 @@ class Teacher:
     `width` is that of the vector it gives (None: whatever the model's folder says). `prompts`
     maps a corpus source to the text put before its texts, `default` standing for the others;
     `named_prompts` are those its authors publish, for recipes to refer to as `@name`.
-    `max_tokens` counts prompt and special tokens. `sample` is the number of planned texts that a
-    fitted teacher is fitted on. With `keep_pooled` the mean state of its body, before any head, is
-    kept beside the vectors: the input of stage 1 for a student that starts as this body.
+    `max_tokens` counts prompt and special tokens; the model may read less. `sample` is the number
+    of planned texts that a fitted teacher is fitted on. With `keep_pooled` the mean state of its
+    body, before any head, is kept beside the vectors: the input of stage 1 for a student that
+    starts as this body.
     """
 
     name: str
