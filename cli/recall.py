@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import default_device, phase, print_table, quiet_libraries
+from cli.console import bar, default_device, print_table, quiet_libraries
 
 
 def recall(
@@ -50,8 +50,12 @@ def recall(
 
     quiet_libraries()
     student = load_student(folder / "model").to(default_device())
-    with phase("encoding held-out pairs", None) as advance:
-        result = measure(student, pairs, pairs.held_out, record["trained_heads"], advance=advance)
+    rows = pairs.held_out
+    both = len(rows) + len(set(pairs.captions(rows.tolist())))
+    with bar("encoding held-out pairs", both, "images and captions") as update:
+        result = measure(
+            student, pairs, rows, record["trained_heads"], advance=lambda count: update(count, "")
+        )
     replace_text(folder / RECALL_FILE, json.dumps(result, indent=1) + "\n")
     if as_json:
         typer.echo(json.dumps(result, indent=1))

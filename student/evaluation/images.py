@@ -53,7 +53,7 @@ def measure(
     Gives the number of `pairs` and of distinct `captions` among them, the images `passed_over`
     since they cannot be used, and for each vector recall@1, @5 and @10 from images to captions
     and from captions to images, each caption counted once. By chance recall@k from images is
-    k / captions.
+    k / captions. `advance` is told of images and captions that are done.
 
     Raises:
         ImageError: fewer than two images can be used.
@@ -70,7 +70,7 @@ def measure(
                 pixels.append(torch.from_numpy(preprocessing.pixels(pairs.source.read(row))))
                 kept.append(row)
             except (ImageError, OSError):
-                continue
+                advance(1)
         parts.append(encode_images(student, pixels, heads, advance=advance))
     if len(kept) < 2:
         raise ImageError(f"only {len(kept)} of {len(rows)} held-out images can be used")
