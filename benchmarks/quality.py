@@ -200,8 +200,8 @@ def long_run(yardstick: Yardstick, material: Material, minutes: float, cores: in
     yardstick.pool.results([yardstick.timing(*student)])
     rates = yardstick.tuned([student])[student]
     ledger = Ledger(yardstick.pool.ledger.folder, material.name)
-    timing = replace(yardstick, pool=Pool(ledger, material, parallel=1))
-    steps = timing.steps(student, 60 * minutes, [timing.timing(*student, threads=cores)])
+    alone = replace(yardstick, pool=Pool(ledger, material, parallel=1))
+    steps = alone.steps(student, 60 * minutes, [alone.timing(*student, threads=cores)])
     seconds = START + 60 * minutes + 4 * ENCODING * yardstick.size.queries
     job = Job(
         "long", *student, best_rate(rates), steps, tasks=yardstick.tasks, threads=cores,

@@ -54,25 +54,20 @@ def find_files(pattern: str, base: Path) -> list[Path]:
     Raises `CorpusError` if there is none, or if one that was asked for by name or by glob has a
     suffix that cannot be read; in a folder, other files and hidden ones are passed over.
     """
-    path = base / pattern
-    if path.is_dir():
+    files = named(pattern, base)
+    if files is None:
+        folder = base / pattern
         files = [
             file
-            for file in path.rglob("*")
+            for file in folder.rglob("*")
             if _suffix(file)
             and file.is_file()
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            and not any(part.startswith(".") for part in file.relative_to(folder).parts)
         ]
-    elif path.exists():
-        files = [path]
-    else:
-        # Path.glob refuses absolute patterns.
-        names = glob.glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207
-        files = [base / name for name in names if not (base / name).is_dir()]
     if not files:
         raise CorpusError(
-            f"{path}: expected a file, a folder with files or a glob that matches some, found "
-            f"none; supported suffixes: {SUPPORTED}"
+            f"{base / pattern}: expected a file, a folder with files or a glob that matches some, "
+            f"found none; supported suffixes: {SUPPORTED}"
         )
     for file in files:
         if not _suffix(file):
@@ -81,6 +76,19 @@ def find_files(pattern: str, base: Path) -> list[Path]:
                 f"{file.suffix or 'no suffix'}; supported suffixes: {SUPPORTED}"
             )
     return sorted(files)
+
+
+def named(pattern: str, base: Path) -> list[Path] | None:
+    """The files that a name or a glob (`**` for all folders below) stands for; None for a folder,
+    of which each reader takes what it can read."""
+    path = base / pattern
+    if path.is_dir():
+        return None
+    if path.exists():
+        return [path]
+    # Path.glob refuses absolute patterns.
+    names = glob.glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207
+    return [base / name for name in names if not (base / name).is_dir()]
 
 
 def read_file(path: Path, columns: Sequence[str], unit: Unit, skip: int = 0) -> Iterator[Item]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 from pathlib import Path
 from typing import Literal
 
-from data.files import PACKED, CorpusError
+from data.files import PACKED, CorpusError, named
 
 Kind = Literal["captions", "parquet", "tar"]
 
@@ -23,15 +22,9 @@ def find_pairs(pattern: str, base: Path) -> tuple[Kind, list[Path]]:
         CorpusError: there are none, they are of several kinds, or one that was asked for by name or
             glob cannot be read.
     """
-    path = base / pattern
-    if path.is_dir():
+    path, files = base / pattern, named(pattern, base)
+    if files is None:
         files = [file for file in path.iterdir() if _kind(file) and file.is_file()]
-    elif path.exists():
-        files = [path]
-    else:
-        # Path.glob refuses absolute patterns.
-        names = glob.glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207
-        files = [base / name for name in names if not (base / name).is_dir()]
     if not files:
         what = "in the folder" if path.is_dir() else "a folder with some, or a glob that matches"
         raise CorpusError(f"{path}: expected {_KNOWN} files, {what}; there is no such file")

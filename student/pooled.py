@@ -18,7 +18,6 @@ from student.encoding import encode
 from student.model import POOLED, create
 from student.run import StageRun, start_of
 from teacher_cache.format import Block
-from teacher_cache.models import body_fingerprint
 from teacher_cache.reader import CacheReader
 
 Pooled = Literal["auto", "require", "off"]
@@ -34,10 +33,10 @@ def prompts_of(block: Block) -> set[str]:
     return {*block.prompts.values()} | ({""} if "default" not in block.prompts else set())
 
 
-def why_not(run: StageRun, reader: CacheReader, init: Path) -> str | None:
+def why_not(run: StageRun, reader: CacheReader, start: str) -> str | None:
     """Why the kept states are not those of this stage's student, by the records; None if they are.
 
-    No weight is loaded, but the digest of the weights is computed where all else agrees.
+    No weight is loaded: `start` is the digest of what the stage starts from, as its facts have it.
     """
     kept = reader.manifest.pooled
     if kept is None:
@@ -56,7 +55,7 @@ def why_not(run: StageRun, reader: CacheReader, init: Path) -> str | None:
         return (
             f"the student reads {run.student.max_tokens} tokens, {kept.teacher} {block.max_tokens}"
         )
-    if body_fingerprint(init) != kept.body:
+    if start != kept.body:
         return f"the student's body is not {kept.teacher}'s: its files have another digest"
     return None
 

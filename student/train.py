@@ -27,7 +27,7 @@ from student.plan import check_model
 from student.pooled import Pooled, sample_differs, why_not
 from student.probe import SCORE, Probe
 from student.rows import rows_to_train_on
-from student.run import StageRun, facts_of, finished, start_of, write_record
+from student.run import START, StageRun, facts_of, finished, start_of, write_record
 from student.seeing import CaptionStates, Seeing, image_side, seen
 from student.spec import StudentError
 from student.stage_checks import check_processes
@@ -98,7 +98,9 @@ def train(
     check_model(run, reader, init, seeing)
     start = start_of(run)
     states = _caption_states(run, init, start, seeing)
-    kept_states = seeing is None and _kept_states(run, reader, init, engine, settings.pooled, say)
+    kept_states = seeing is None and _kept_states(
+        run, reader, init, known[START], engine, settings.pooled, say
+    )
     say(_in_words(engine, run.spec))
     student = _student(run, reader, init, start, seeing, body=not kept_states)
     trained = student.train_only(run.spec.trains)
@@ -181,6 +183,7 @@ def _kept_states(
     run: StageRun,
     reader: CacheReader,
     init: Path,
+    known: str,
     engine: Engine,
     pooled: Pooled,
     say: Callable[[str], None],
@@ -190,7 +193,7 @@ def _kept_states(
         return False
     found: list[str | None] = [None]
     if engine.accelerator.is_main_process:
-        found[0] = why_not(run, reader, init) or sample_differs(
+        found[0] = why_not(run, reader, known) or sample_differs(
             run, reader, init, engine.accelerator.device
         )
     reason = broadcast_object_list(found)[0]

@@ -15,7 +15,7 @@ import xxhash
 
 from teacher_cache.files import remove_leftovers
 from teacher_cache.finish import Build, Phase, check_new, finish, first_difference
-from teacher_cache.fitted import copy_teacher, is_fitted, teacher_folder
+from teacher_cache.fitted import copy_teacher
 from teacher_cache.format import (
     BUILD_FILE,
     FORMAT_VERSION,
@@ -29,6 +29,7 @@ from teacher_cache.format import (
     identity_of,
     read_json,
     shard_path,
+    teacher_path,
 )
 from teacher_cache.opening import file_checksum
 from teacher_cache.plan import read_plan
@@ -156,9 +157,9 @@ def fitted_teachers(caches: Sequence[CacheReader]) -> dict[str, Path]:
     """The folders of teachers that were fitted on a corpus and lie in one of the caches."""
     found: dict[str, Path] = {}
     for cache in caches:
-        for block in filter(is_fitted, cache.manifest.blocks):
-            folder = teacher_folder(cache.path, block)
-            if folder.is_dir():
+        for block in cache.manifest.blocks:
+            folder = teacher_path(cache.path, block.teacher)
+            if block.fitted and folder.is_dir():
                 found.setdefault(block.teacher, folder)
     return found
 

@@ -7,18 +7,8 @@ from pathlib import Path
 
 from teacher_cache import models
 from teacher_cache.files import commit_bytes, commit_folder
-from teacher_cache.format import FITTED, TEACHER_FOLDER, Block, CacheError, regular_file
+from teacher_cache.format import Block, CacheError, regular_file, teacher_path
 from teacher_cache.opening import check_folder
-
-
-def is_fitted(block: Block) -> bool:
-    """Whether a teacher was fitted on the corpus, and lies in the cache if it was kept."""
-    return block.repository.startswith(FITTED)
-
-
-def teacher_folder(cache: Path, block: Block) -> Path:
-    """Where a fitted teacher lies in a cache."""
-    return cache / TEACHER_FOLDER / block.teacher
 
 
 def fingerprint_of(folder: Path) -> str | None:
@@ -45,7 +35,7 @@ def copy_teacher(folder: Path, block: Block, cache: Path) -> None:
         _check(aside, block, f"{folder} is damaged; mend it with: jasper-cache repair "
                              f"{folder.parent.parent}")  # fmt: skip
 
-    copied = teacher_folder(cache, block)
+    copied = teacher_path(cache, block.teacher)
     if not copied.is_dir():
         commit_folder(copied, fill)
     _check(copied, block, f"{copied} is another: remove it and run the same command again")

@@ -139,6 +139,11 @@ class Block(Record):
         return facts
 
     @property
+    def fitted(self) -> bool:
+        """Whether the teacher was fitted on the corpus, and lies in the cache if it was kept."""
+        return self.repository.startswith(FITTED)
+
+    @property
     def columns(self) -> slice:
         """The columns of the concatenated vector that belong to this teacher."""
         return slice(self.offset, self.offset + self.width)
@@ -293,6 +298,11 @@ def record_path(cache: Path, index: int) -> Path:
 def plan_path(cache: Path, index: int) -> Path:
     """The texts of shard `index`, as planned."""
     return cache / PLAN_FOLDER / f"{index:05d}.arrow"
+
+
+def teacher_path(cache: Path, name: str) -> Path:
+    """The folder of a fitted teacher."""
+    return cache / TEACHER_FOLDER / name
 
 
 def checksum(data: bytes | memoryview) -> str:

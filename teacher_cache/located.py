@@ -11,7 +11,7 @@ from teacher_cache.encoders import loading
 from teacher_cache.encoders.choice import choose
 from teacher_cache.encoders.probe import probe
 from teacher_cache.encoders.protocol import Encoder, KeepsPooled
-from teacher_cache.format import TEACHER_FOLDER, Block, CacheError, Plan, Pooled
+from teacher_cache.format import Block, CacheError, Plan, Pooled, teacher_path
 from teacher_cache.golden import Golden, hold
 from teacher_cache.plan import read_texts
 from teacher_cache.ranks import Rank, awaited, wait_for
@@ -57,7 +57,7 @@ def fit(located: Located, cache: Path, plan: Plan, rank: Rank) -> Located:
     """
     if located.folder is not None:
         return located
-    folder = cache / TEACHER_FOLDER / located.teacher.name
+    folder = teacher_path(cache, located.teacher.name)
     if rank.index == 0:
         with awaited(rank, cache):
             loading.fit(located.teacher, folder, sample_of(cache, plan, located.teacher))

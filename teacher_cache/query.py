@@ -11,7 +11,7 @@ import numpy as np
 
 from teacher_cache import models
 from teacher_cache.encoders import loading
-from teacher_cache.format import FITTED, TEACHER_FOLDER, Block, CacheError
+from teacher_cache.format import Block, CacheError, teacher_path
 from teacher_cache.reader import CacheReader
 from teacher_cache.search import Float16
 from teacher_cache.teachers import DEFAULT_PROMPT, Dtype, EncoderKind, Teacher
@@ -97,8 +97,8 @@ def _teacher(block: Block) -> Teacher:
 
 
 def _folder(reader: CacheReader, block: Block) -> Path:
-    if block.repository.startswith(FITTED):
-        return reader.path / TEACHER_FOLDER / block.teacher
+    if block.fitted:
+        return teacher_path(reader.path, block.teacher)
     what = f"teacher {block.teacher!r}"
     if _is_hub_id(block.repository):
         return _fetched_before(block, what)

@@ -26,7 +26,6 @@ from teacher_cache.format import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     PLAN_FILE,
-    TEACHER_FOLDER,
     CacheError,
     FileRecord,
     Manifest,
@@ -36,6 +35,7 @@ from teacher_cache.format import (
     read_json,
     record_path,
     shard_path,
+    teacher_path,
 )
 from teacher_cache.located import Located, fit, locate, sample_of
 from teacher_cache.opening import file_checksum, read_manifest
@@ -368,7 +368,7 @@ def _fitted(
     """Teachers that lie beside the cache, fitted again where that is needed."""
     fitted = []
     for index, (one, block) in enumerate(zip(found, reader.manifest.blocks, strict=True)):
-        folder = reader.path / TEACHER_FOLDER / block.teacher
+        folder = teacher_path(reader.path, block.teacher)
         if one.folder is None and (index in unfit or not folder.exists()):
             texts = sample_of(reader.path, plan, one.teacher)
             loading.fit_again(one.teacher, folder, texts, block.fingerprint)

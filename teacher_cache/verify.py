@@ -13,7 +13,7 @@ import xxhash
 
 from data.corpus import text_id
 from teacher_cache.finish import Build, first_difference
-from teacher_cache.fitted import fingerprint_of, is_fitted, teacher_folder
+from teacher_cache.fitted import fingerprint_of
 from teacher_cache.format import (
     BUILD_FILE,
     MANIFEST_FILE,
@@ -28,6 +28,7 @@ from teacher_cache.format import (
     record_path,
     regular_file,
     shard_path,
+    teacher_path,
 )
 from teacher_cache.opening import check_folder, file_checksum
 from teacher_cache.plan import read_plan, read_texts
@@ -71,7 +72,7 @@ def find(
     yield from _of_plan(reader)
     yield from _of_build(reader)
     for index, block in enumerate(reader.manifest.blocks):
-        if is_fitted(block):
+        if block.fitted:
             yield from _of_teacher(reader, index, block)
     ids = _Ids()
     for index, expected in enumerate(reader.manifest.shards):
@@ -154,7 +155,7 @@ def _of_build(reader: CacheReader) -> Iterator[Damage]:
 
 
 def _of_teacher(reader: CacheReader, index: int, block: Block) -> Iterator[Damage]:
-    folder = teacher_folder(reader.path, block)
+    folder = teacher_path(reader.path, block.teacher)
     where = f"teacher {block.teacher!r} ({folder})"
     try:
         found = fingerprint_of(folder)

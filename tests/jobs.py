@@ -64,6 +64,10 @@ def lsa(**changes: Any) -> Teacher:
     return resolve(TeacherSpec.model_validate({**spec, **changes}))
 
 
+TWO = [lsa(name="left", width=4, sample=12), lsa(name="right", width=3, sample=13)]
+"""Two fitted teachers."""
+
+
 def make(
     cache: Path, texts: Corpus, teachers: Sequence[Teacher], *, rank: Rank | None = None
 ) -> Manifest | None:
@@ -77,6 +81,13 @@ def made(cache: Path, texts: Corpus, teachers: Sequence[Teacher]) -> Manifest:
     manifest = make(cache, texts, teachers)
     assert manifest is not None
     return manifest
+
+
+def made_of_two(folder: Path) -> Path:
+    """A whole cache under `TWO`: quick to encode, and with files of every kind."""
+    write_corpus(folder)
+    made(folder / "whole", corpus(folder), TWO)
+    return folder / "whole"
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from faults import Disk
-from jobs import bert, contents, copy, corpus, lsa, made, write_corpus
+from jobs import TWO, bert, contents, copy, lsa, made_of_two
 from machines import another_machine
 from shard_files import shard_file
 from small_models import change_weights
@@ -18,16 +18,12 @@ from teacher_cache.repair import repair
 from teacher_cache.teachers import Teacher, TeacherError
 from teacher_cache.verify import verify
 
-TEACHERS = [lsa(name="left", width=4, sample=12), lsa(name="right", width=3, sample=13)]
 JSON_FILES = ["manifest.json", "plan.json", "build.json", "shards/00001.json"]
 
 
 @pytest.fixture(scope="module")
 def whole(memory_folder: Path) -> Path:
-    """A whole cache under two fitted teachers: quick to encode, and with files of every kind."""
-    write_corpus(memory_folder)
-    made(memory_folder / "whole", corpus(memory_folder), TEACHERS)
-    return memory_folder / "whole"
+    return made_of_two(memory_folder)
 
 
 @pytest.fixture
@@ -93,7 +89,7 @@ def test_any_file_may_be_lost_cut_or_garbled(own: Path, whole: Path) -> None:
                     CacheReader(own)
             else:
                 assert verify(CacheReader(own, check_sizes=False)), (name, damage)
-            told = repaired(own, TEACHERS)
+            told = repaired(own, TWO)
             assert told, (name, damage)
             assert contents(own) == contents(whole), (name, damage, told)
 
@@ -148,7 +144,7 @@ def test_of_two_that_differ_the_one_that_a_person_removes_is_written_again(
 def test_only_the_damaged_shard_is_encoded(own: Path, whole: Path) -> None:
     garble(shard_file(own, 2))
     times = {path: path.stat().st_mtime_ns for path in everything(own)}
-    assert repaired(own, TEACHERS) == ["shard 2 was encoded again"]
+    assert repaired(own, TWO) == ["shard 2 was encoded again"]
     changed = {path for path in everything(own) if path.stat().st_mtime_ns != times.get(path)}
     assert changed == {shard_file(own, 2), record_path(own, 2)}
     assert contents(own) == contents(whole)
@@ -158,7 +154,7 @@ def test_shard_that_comes_out_otherwise_keeps_the_identity(own: Path, whole: Pat
     identity = CacheReader(own).identity
     garble(shard_file(own, 2))
     with another_machine(1):
-        repaired(own, TEACHERS)
+        repaired(own, TWO)
     assert CacheReader(own).identity == identity
     assert verify(CacheReader(own)) == []
     assert shard_file(own, 2).name != shard_file(whole, 2).name
@@ -173,7 +169,7 @@ def test_many_things_may_be_damaged_at_once(own: Path, whole: Path) -> None:
     garble(plan_path(own, 2))
     lose(own / "build.json")
     garble(own / "teachers" / "left" / "model.safetensors")
-    repaired(own, TEACHERS)
+    repaired(own, TWO)
     assert contents(own) == contents(whole)
 
 
@@ -221,7 +217,7 @@ def test_what_is_damaged_in_every_copy_is_refused(
     damage(own)
     before = contents(own)
     with pytest.raises(CacheError, match=message):
-        repaired(own, TEACHERS)
+        repaired(own, TWO)
     assert contents(own) == before
 
 
@@ -232,21 +228,21 @@ def test_shard_is_not_encoded_without_its_teachers(own: Path, memory_folder: Pat
     with pytest.raises(CacheError, match=message):
         repaired(own)
     with pytest.raises(CacheError, match="has the teacher 'left', the recipe has right"):
-        repaired(own, TEACHERS[1:])
+        repaired(own, TWO[1:])
     with pytest.raises(CacheError, match=r"left\.width is 4 in the cache, 5 now"):
-        repaired(own, [lsa(name="left", width=5, sample=12), TEACHERS[1]])
+        repaired(own, [lsa(name="left", width=5, sample=12), TWO[1]])
     assert contents(own) == before
     shutil.rmtree(own / "plan")
     lose(own / "plan.json")
     with pytest.raises(CacheError, match="without a plan this cannot be made again"):
-        repaired(own, TEACHERS)
+        repaired(own, TWO)
 
 
 def test_fitted_teacher_that_comes_out_otherwise_is_refused(own: Path) -> None:
     garble(own / "teachers" / "right" / "model.safetensors")
     before = contents(own)
     with another_machine(1), pytest.raises(TeacherError, match="'right': fitted again, its finger"):
-        repaired(own, TEACHERS)
+        repaired(own, TWO)
     assert contents(own) == before
 
 
@@ -273,7 +269,7 @@ def test_unfinished_cache_is_left_to_build(own: Path) -> None:
         lose(path)
     before = contents(own)
     with pytest.raises(CacheError, match=r"shard 1 has no record; finish it with .* build"):
-        repaired(own, TEACHERS)
+        repaired(own, TWO)
     assert contents(own) == before
 
 
@@ -281,6 +277,6 @@ def test_repair_that_is_interrupted_goes_on(own: Path, whole: Path) -> None:
     garble(shard_file(own, 1))
     checksum = read_json(record_path(own, 1))["checksum"]
     lose(record_path(own, 1))  # as it is while the shard is encoded
-    repaired(own, TEACHERS)
+    repaired(own, TWO)
     assert read_json(record_path(own, 1))["checksum"] == checksum
     assert contents(own) == contents(whole)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from forging import Change, forge, retold, scaled, swapped
-from jobs import contents, copy, corpus, lsa, made, write_corpus
+from jobs import TWO, contents, copy, made_of_two
 from shard_files import shard_file
 
 from teacher_cache.build import Options
@@ -17,14 +17,10 @@ from teacher_cache.reader import CacheReader
 from teacher_cache.repair import repair
 from teacher_cache.verify import verify
 
-TEACHERS = [lsa(name="left", width=4, sample=12), lsa(name="right", width=3, sample=13)]
-
 
 @pytest.fixture(scope="module")
 def whole(memory_folder: Path) -> Path:
-    write_corpus(memory_folder)
-    made(memory_folder / "whole", corpus(memory_folder), TEACHERS)
-    return memory_folder / "whole"
+    return made_of_two(memory_folder)
 
 
 @pytest.fixture
@@ -37,7 +33,7 @@ def own(whole: Path) -> Iterator[Path]:
 
 def repaired(cache: Path) -> list[str]:
     told: list[str] = []
-    repair(cache, TEACHERS, options=Options(token_budget=128), tell=told.append)
+    repair(cache, TWO, options=Options(token_budget=128), tell=told.append)
     return told
 
 
@@ -68,7 +64,7 @@ def test_shard_that_another_mended_meanwhile_is_not_said_to_be_encoded(
         assert what == "verifying"
         shutil.copytree(whole / "shards", own / "shards", dirs_exist_ok=True)
 
-    repair(own, TEACHERS, phase=phase, tell=told.append)
+    repair(own, TWO, phase=phase, tell=told.append)
     assert told == []
     assert contents(own) == contents(whole)
 

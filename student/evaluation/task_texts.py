@@ -14,7 +14,7 @@ from typing import Any
 from student.durable import refuse_full
 from student.evaluation.task_spec import Task
 from student.evaluation.tasks import source_of
-from teacher_cache.format import FITTED, TEACHER_FOLDER, Block
+from teacher_cache.format import Block, teacher_path
 
 RECIPE = "recipe.toml"
 
@@ -54,8 +54,8 @@ def write(folder: Path, tasks: Sequence[Task], blocks: Sequence[Block], cache: P
 def _teacher(block: Block, prompts: Mapping[str, str], cache: Path) -> dict[str, Any]:
     """The recipe's entry that gives this very teacher, with the tasks' prompts."""
     folder = Path(block.repository).expanduser()
-    if block.repository.startswith(FITTED):
-        folder = cache / TEACHER_FOLDER / block.teacher
+    if block.fitted:
+        folder = teacher_path(cache, block.teacher)
     path = str(folder.resolve()) if folder.is_dir() else block.repository
     return {
         "name": block.teacher,
