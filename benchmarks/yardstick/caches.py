@@ -72,6 +72,9 @@ class TeacherVectors:
         self._reader = reader
         self._rows = {id_: row for row, id_ in enumerate(reader.ids(range(len(reader))))}
 
+    def __contains__(self, text: object) -> bool:
+        return isinstance(text, str) and text_id(text).hex() in self._rows
+
     def of(self, texts: Sequence[str]) -> FloatArray:
         """Unit vectors [n, T] in the order of the texts."""
         rows = [self._rows[text_id(text).hex()] for text in texts]

@@ -22,8 +22,9 @@ def _table(findings: Sequence[Finding]) -> Iterator[str]:
     seeds = len(ours.results)
     yield (
         "Each is recipes/default.toml with one thing changed (benchmarks/yardstick/variants.toml), "
-        f"a student of layers {', '.join(map(str, ours.layers))} of six, the recipe's own learning "
-        f"rate, seeds 0 to {seeds - 1}. In the first line the default's figures in %; below, how "
+        "or with its last tenth in a stage of its own (near.toml there): a student of layers "
+        f"{', '.join(map(str, ours.layers))} of six, the recipe's own learning rate, seeds 0 to "
+        f"{seeds - 1}. In the first line the default's figures in %, FC1's by task too; below, how "
         "far each variant is from them, in points."
     )
     yield ""
@@ -34,12 +35,15 @@ def _table(findings: Sequence[Finding]) -> Iterator[str]:
             "deviation of that has a star, since so many lines are compared."
         )
         yield ""
+    measured = ours.results[0]["figures"]
     titles = [
         "FC1, of the teacher",
+        *measured["tasks"],
         "asymmetric, of the teacher",
         *(f"{name} ({WIDTHS[name]} wide), of FC1" for name in REDUCED),
         "held-out cosine",
-        *([f"over {LONG} tokens"] if "long" in ours.results[0]["figures"]["retention"] else []),
+        "held-out neighbours",
+        *([f"held-out cosine over {LONG} tokens"] if "long" in measured["retention"] else []),
     ]
     yield row("variant", "steps", "CPU s", *titles)
     yield row(*["---"] * (len(titles) + 3))
@@ -76,9 +80,12 @@ def _figures(result: Result) -> tuple[float, ...]:
     kept = found["retention"]
     return (
         found["mean"]["fc1"]["share"],
+        *(task["fc1"]["share"] for task in found["tasks"].values()),
         found["mean"]["asymmetric"]["share"],
         *(found["of fc1"][name]["mean"] for name in REDUCED),
-        *(kept[of]["fc1"]["cosine"] for of in ("all", "long") if of in kept),
+        kept["all"]["fc1"]["cosine"],
+        kept["all"]["fc1"]["neighbours"],
+        *([kept["long"]["fc1"]["cosine"]] if "long" in kept else []),
     )
 
 
