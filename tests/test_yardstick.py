@@ -272,6 +272,13 @@ def test_what_was_prepared_is_not_made_again(material: Material, corpora: Path) 
     assert 10 < len(material.reader.held_out_rows) < 40
 
 
+def test_teacher_has_the_vectors_of_the_tasks_texts_and_no_others(material: Material) -> None:
+    asked = [text for task in material.tasks("dev") for text in task.texts]
+    assert all(text in material.teacher for text in asked)
+    assert not any(text in material.teacher for text in material.reader.texts(range(50)))
+    assert np.allclose(np.linalg.norm(material.teacher.of(asked), axis=1), 1, atol=1e-3)
+
+
 def test_texts_are_encoded_once() -> None:
     asked = []
 
