@@ -161,11 +161,16 @@ def test_what_two_equal_lines_differ_by_is_known_from_all_lines() -> None:
             share, cosine = 0.95 + rng.normal() * 0.003, 0.9 + rng.normal() * 0.001
             kept = {name: {"mean": share} for name in ("fc2", "fc3")}
             mean = {name: {"share": share} for name in ("fc1", "asymmetric")}
-            retention = {"all": {"fc1": {"cosine": cosine}}}
-            results.append({"figures": {"mean": mean, "of fc1": kept, "retention": retention}})
+            figures = {
+                "mean": mean,
+                "tasks": {"a task": {"fc1": {"share": share}}},
+                "of fc1": kept,
+                "retention": {"all": {"fc1": {"cosine": cosine, "neighbours": cosine}}},
+            }
+            results.append({"figures": figures})
         return Finding("default", (0, 1, 5), {}, job, results)
 
     found = by_chance([line(2) for _ in range(400)])
-    assert found == pytest.approx([0.003] * 4 + [0.001], rel=0.1)
+    assert found == pytest.approx([0.003] * 5 + [0.001] * 2, rel=0.1)
     assert by_chance([line(4) for _ in range(400)])[0] == pytest.approx(0.003 / 2**0.5, rel=0.1)
-    assert by_chance([line(1)]) == [0.0] * 5
+    assert by_chance([line(1)]) == [0.0] * 7
