@@ -12,35 +12,29 @@ the tasks' own texts, which no user has.
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quality import FULL, QUICK
+from quality import FULL, QUICK, parser_of
 from reports import publish
-from yardstick.arms import PCA_ROWS, versions_used
-from yardstick.caches import TEACHER, Material, TeacherVectors, prepare
+from yardstick.arms import ARMS, PCA_ROWS, recipe_of
+from yardstick.caches import TEACHER, Material, TeacherVectors
 from yardstick.measure import FULL as WHOLE
 from yardstick.measure import measure, principal
 from yardstick.ours import Encode
 from yardstick.shortlist import LENGTH, shortlist
-from yardstick.summary import row
+from yardstick.summary import hardware, row
+from yardstick.work import remembering
 
-from cli.console import phase, quiet_libraries
+from cli.console import quiet_libraries
 from student.encoding import FloatArray
 from student.fitting import fitted
 
 WIDTHS = (256, 192, 128, 96, 64, 32)
-FOCUS = 0.1
-"""The focus on near texts of recipes/default.toml."""
 
 Heads = Mapping[int, FloatArray]
 """Maps [T, D] by their width."""
@@ -69,10 +63,12 @@ def ways(material: Material, which: str) -> Iterator[tuple[str, Heads]]:
     vectors = reader.vectors(reader.train_rows).astype(np.float32)
     yield f"principal directions of {PCA_ROWS:,} rows", principal(vectors[:PCA_ROWS], WIDTHS)
     yield "fitted, all pairs alike (Eq. 2)", heads_of(vectors, None)
-    yield f"fitted, focus {FOCUS} on near texts", heads_of(vectors, FOCUS)
+    # As the default recipe fits them.
+    focus = recipe_of(ARMS["default"], FULL.students[0]).stage(3).heads["fc2"].focus
+    yield f"fitted, focus {focus} on near texts", heads_of(vectors, focus)
     texts = dict.fromkeys(text for task in material.tasks(which) for text in task.texts)
     seen = material.teacher.of([*texts])
-    yield f"fitted to the tasks' own {len(seen):,} texts, focus {FOCUS}", heads_of(seen, FOCUS)
+    yield f"fitted to the tasks' own {len(seen):,} texts, focus {focus}", heads_of(seen, focus)
 
 
 def lines_of(way: str, figures: Mapping[str, Any]) -> Iterator[str]:
@@ -91,31 +87,18 @@ def lines_of(way: str, figures: Mapping[str, Any]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--corpora", type=Path, required=True, help="folder of the corpora")
-    parser.add_argument("--work", type=Path, default=Path(".quality"), help="quality.py's folder")
-    parser.add_argument("--quick", action="store_true", help="fewer texts and queries")
-    parser.add_argument("--dev", action="store_true", help="ask the tasks to choose by")
-    parser.add_argument("--report", type=Path, help="file to write the report to")
-    options = parser.parse_args()
+    options = parser_of(__doc__).parse_args()
     quiet_libraries()
     started = time.monotonic()
-    size = QUICK if options.quick else FULL
-    material = prepare(
-        options.work, options.corpora, texts=size.texts, queries=size.queries,
-        dev_queries=size.dev_queries, phase=phase,
-    )  # fmt: skip
+    material = (QUICK if options.quick else FULL).material(options)
     which = "dev" if options.dev else "test"
     held_out = TeacherVectors(material.reader)
     table = []
     for way, heads in ways(material, which):
         print(way, file=sys.stderr)
-        encode = through(material.teacher, held_out, heads)
+        encode = remembering(through(material.teacher, held_out, heads))
         figures = measure(encode, material, which)
         table += lines_of(way, {**figures, "shortlist": shortlist(encode, material, which)})
-    versions = ", ".join(f"{name} {version}" for name, version in versions_used().items())
     rows = len(material.reader.train_rows)
     titles = [
         "heads", "width", "nDCG@10 of the whole, mean", "worst task", f"recall@{LENGTH}, mean",
@@ -124,8 +107,7 @@ def main() -> None:
     lines = [
         "# What does a narrow head cost, however good the student is?",
         "",
-        f"Hardware: {os.cpu_count()} CPU cores ({platform.machine()}). {date.today():%Y-%m-%d}. "
-        f"Versions: {versions}. {time.monotonic() - started:.0f} s.",
+        hardware(f"{time.monotonic() - started:.0f} s"),
         f"Command: `python benchmarks/heads.py {shlex.join(sys.argv[1:])}`",
         "",
         f"The vectors of {TEACHER['name']} itself, through linear heads from {rows:,} cached "

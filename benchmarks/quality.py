@@ -72,6 +72,13 @@ class Size:
     tuning: float
     widen: bool
 
+    def material(self, options: argparse.Namespace, *, whole: bool = False) -> Material:
+        """What is trained on and asked: of so many texts, or of the whole corpora."""
+        return prepare(
+            options.work, options.corpora, texts=None if whole else self.texts,
+            queries=self.queries, dev_queries=self.dev_queries, phase=phase,
+        )  # fmt: skip
+
 
 FULL = Size(
     texts=60_000, queries=3000, dev_queries=1500, students=((0, 1, 5), (0, 5)), seeds=3,
@@ -211,13 +218,21 @@ def long_run(yardstick: Yardstick, material: Material, minutes: float, cores: in
     return Finding(*student, rates, job, Pool(ledger, material, parallel=1).results([job]))
 
 
-def main() -> None:
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """The options of whatever asks the yardstick's tasks."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--corpora", type=Path, required=True, help="folder of the corpora")
     parser.add_argument("--work", type=Path, default=Path(".quality"), help="what is done so far")
-    parser.add_argument("--quick", action="store_true", help="three layers, one seed, less work")
+    parser.add_argument("--quick", action="store_true", help="fewer texts, queries and trainings")
+    parser.add_argument("--dev", action="store_true", help="ask the tasks to choose by")
+    parser.add_argument("--report", type=Path, help="file to write the report to")
+    return parser
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--only", nargs="*", choices=[*ARMS], metavar="ARM", help=f"of {', '.join(ARMS)}"
     )
@@ -225,26 +240,17 @@ def main() -> None:
         "--variants", nargs="*", choices=[*VARIANTS], metavar="NAME",
         help="instead, what was tried beside the default (all of it, or so named)",
     )  # fmt: skip
-    parser.add_argument("--dev", action="store_true", help="measure on the tasks to choose by")
     parser.add_argument("--long", type=float, metavar="MINUTES", help="train the default so long")
     parser.add_argument("--budget", type=float, help="CPU seconds of a training")
     parser.add_argument("--seeds", type=int, help="trainings of each arm")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, a thread each")
-    parser.add_argument("--report", type=Path, help="file to write the report to")
     options = parser.parse_args()
     size = QUICK if options.quick else FULL
     budget = size.budget if options.variants is None else size.budget / 2
     seeds = size.seeds if options.variants is None else min(size.seeds, 2)
     size = replace(size, budget=options.budget or budget, seeds=options.seeds or seeds)
     quiet_libraries()
-
-    def material(texts: int | None) -> Material:
-        return prepare(
-            options.work, options.corpora, texts=texts, queries=size.queries,
-            dev_queries=size.dev_queries, phase=phase,
-        )  # fmt: skip
-
-    short = material(size.texts)
+    short = size.material(options)
     pool = Pool(Ledger(options.work, short.name), short, options.jobs)
     chosen = options.dev or options.variants is not None
     yardstick = Yardstick(size, pool, "dev" if chosen else "test")
@@ -254,7 +260,9 @@ def main() -> None:
     else:
         findings = yardstick.compare(list(ARMS) if options.only is None else options.only)
         if options.long:
-            longest = long_run(yardstick, material(None), options.long, options.jobs)
+            longest = long_run(
+                yardstick, size.material(options, whole=True), options.long, options.jobs
+            )
     setting = Setting(
         command="python benchmarks/quality.py " + shlex.join(sys.argv[1:]),
         material=short, jobs=options.jobs, tasks=yardstick.tasks, budget=size.budget,

@@ -72,8 +72,8 @@ class TeacherVectors:
         self._reader = reader
         self._rows = {id_: row for row, id_ in enumerate(reader.ids(range(len(reader))))}
 
-    def __contains__(self, text: object) -> bool:
-        return isinstance(text, str) and text_id(text).hex() in self._rows
+    def __contains__(self, text: str) -> bool:
+        return text_id(text).hex() in self._rows
 
     def of(self, texts: Sequence[str]) -> FloatArray:
         """Unit vectors [n, T] in the order of the texts."""

@@ -76,14 +76,12 @@ def report(setting: Setting, findings: Sequence[Finding], longest: Finding | Non
 def head(setting: Setting, title: str) -> Iterator[str]:
     """The title of a report, and how it was measured."""
     reader = setting.material.reader
-    versions = ", ".join(f"{name} {version}" for name, version in versions_used().items())
     counts = {task.name: len(task.queries) for task in setting.material.tasks(setting.tasks)}
     yield f"# {title}"
     yield ""
-    yield (
-        f"Hardware: {os.cpu_count()} CPU cores ({platform.machine()}), {setting.jobs} trainings at "
-        f"a time, one thread each, {'bf16' if bf16() else 'fp32'} for all. "
-        f"{date.today():%Y-%m-%d}. Versions: {versions}."
+    yield hardware(
+        f"{setting.jobs} trainings at a time, one thread each, {'bf16' if bf16() else 'fp32'} "
+        "for all"
     )
     yield f"Command: `{setting.command}`"
     yield ""
@@ -102,6 +100,15 @@ def head(setting: Setting, title: str) -> Iterator[str]:
         "teacher's own score at its full width; ± is the standard deviation over seeds, in "
         "brackets the standard error over queries. Asymmetric: the student's queries among the "
         "teacher's documents."
+    )
+
+
+def hardware(how: str) -> str:
+    """A report's line on the machine and how it was used, the day and the versions."""
+    versions = ", ".join(f"{name} {version}" for name, version in versions_used().items())
+    return (
+        f"Hardware: {os.cpu_count()} CPU cores ({platform.machine()}), {how}. "
+        f"{date.today():%Y-%m-%d}. Versions: {versions}."
     )
 
 
