@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,7 +29,9 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     purpose: str = Field("", description="what the recipe is for")
-    seed: int = Field(0, description="seed of the order of training and of new heads")
+    seed: Annotated[int, Field(ge=0)] = Field(
+        0, description="seed of the order of training and of new heads"
+    )
     corpus: CorpusSpec | None = Field(None, description="the texts")
     teachers: tuple[TeacherSpec, ...] = Field((), description="in the order of their blocks")
     images: PairsSpec | None = Field(None, description="image-caption pairs, for stage 4")

@@ -64,7 +64,7 @@ def train(
         int | None,
         typer.Option(min=1, help="Texts of a process in memory at a time: for larger batches."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of order and new heads.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of order and new heads.")] = None,
     init_from: Annotated[
         str | None,
         typer.Option(help="Start from RUN/stage-N, or `fresh`; else from the stage before."),

@@ -52,7 +52,7 @@ class PairsSpec(BaseModel):
         "refuse", description="what to do with a row without a caption or the name of an image"
     )
     most_broken: int = Field(
-        100, ge=0, description="images that cannot be used; one more stops the run"
+        100, ge=0, description="images that cannot be used, of a process; one more stops the run"
     )
     workers: int = Field(4, gt=0, description="threads that decode images")
 

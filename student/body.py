@@ -89,6 +89,16 @@ def is_decoder(body: nn.Module) -> bool:
     return any(getattr(module, "is_causal", None) is True for module in body.modules())
 
 
+def most_positions(body: nn.Module) -> int | None:
+    """The longest input that a body's learned position embeddings allow; None where it has none."""
+    for name, module in body.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe")):
+            # RoBERTa's kind counts positions from behind the one that stands for padding.
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - unused
+    return None
+
+
 def keep_layers(body: nn.Module, indices: Sequence[int]) -> None:
     """Keep the layers at these indices, in this order, and make the configuration agree.
 

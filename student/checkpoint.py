@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from student.durable import remove_folder, replace_folder
-from student.run import START
+from student.run import differing
 from student.spec import StudentError
 
 KEEP = 2
@@ -113,14 +113,12 @@ def newest(folder: Path, facts: Mapping[str, Any]) -> Checkpoint | None:
     found = sorted(folder.glob("step-*"))
     if not found:
         return None
-    # Checkpoints of older versions do not say what the start was.
-    state = {START: facts.get(START), **json.loads((found[-1] / STATE_FILE).read_text())}
-    for name, value in facts.items():
-        if state.get(name) != value:
-            raise StudentError(
-                f"{found[-1]} was written with another {name} ({state.get(name)}) than this run's "
-                f"({value}); give another --out, or --restart to begin the stage anew"
-            )
+    state = json.loads((found[-1] / STATE_FILE).read_text())
+    if (name := differing(state, facts)) is not None:
+        raise StudentError(
+            f"{found[-1]} was written with another {name} ({state.get(name)}) than this run's "
+            f"({facts[name]}); give another --out, or --restart to begin the stage anew"
+        )
     best = None if state["best"] is None else Best(**state["best"])
     return Checkpoint(found[-1], state["step"], best, state.get("seconds", 0.0))
 

@@ -155,7 +155,9 @@ class Embedder:
                 _pixels(vision.preprocessing, image, place)
                 for place, image in enumerate(images[start : start + batch_size], start)
             ]
-            found = encode_images(self._student, pixels, [chosen], advance=advance)[chosen]
+            found = encode_images(
+                self._student, pixels, [chosen], batch_size=batch_size, advance=advance
+            )[chosen]
             vectors[start : start + len(found)] = unit(found) if normalize else found
         return vectors
 

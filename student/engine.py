@@ -73,6 +73,11 @@ class Engine:
             cpu=cpu and not deepspeed,
             kwargs_handlers=handlers,
         )
+        if accelerator.gradient_accumulation_steps != 1:
+            raise StudentError(
+                "the launcher asks for gradient_accumulation_steps, which would only divide the "
+                "loss; leave it out, and give the stage a micro_batch"
+            )
         if accelerator.num_processes != started():
             raise StudentError(
                 f"{started()} processes were started, but each would train alone: no GPU was "
@@ -107,8 +112,7 @@ class Engine:
     def prepare(
         self, student: Student, trained: Mapping[str, nn.Parameter], spec: StageSpec
     ) -> None:
-        """Hand the student, already with its weights, to the engine, and make the optimizer."""
-        student.to(self.accelerator.device)
+        """Hand the engine the student, with its weights, on its device; make the optimizer."""
         if self.bf16 and self.accelerator.device.type == "cpu":
             attend_in_fp32(student.text)
             if student.vision is not None:

@@ -31,9 +31,7 @@ class Log:
             path = self.folder / METRICS_FILE
             replace_text(path, "".join(_lines_until(path, self.done)))
             self.lines = path.open("a", encoding="utf-8")
-            self.board = SummaryWriter(
-                str(self.folder / "tensorboard"), purge_step=self.done + 1 if self.done else None
-            )
+            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.done + 1)
         return self
 
     def write(self, step: int, metrics: dict[str, float]) -> None:

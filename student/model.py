@@ -39,7 +39,7 @@ CHUNKS = 6
 """Chunks of a batch: a tenth more tokens than unpadded, where one would have three times as many
 (definitions, sentences and paragraphs mixed)."""
 
-_LAYERS = re.compile(r"layers\[(-?\d*)(:)?(-?\d*)\]$")
+_LAYERS = re.compile(r"layers\[(?:(-?\d+)|(-?\d+)?:(-?\d+)?)\]$")
 
 
 class Student(nn.Module):
@@ -285,13 +285,11 @@ class Student(nn.Module):
         match = _LAYERS.match(name)
         layers = body_layers(self.text)
         if match:
-            start, colon, stop = match.groups()
-            if colon:
-                chosen = list(layers)[slice(int(start or 0), int(stop) if stop else None)]
-            elif start and -len(layers) <= int(start) < len(layers):
-                chosen = [layers[int(start)]]
+            index, start, stop = (None if part is None else int(part) for part in match.groups())
+            if index is None:
+                chosen = list(layers)[start:stop]
             else:
-                chosen = []
+                chosen = [layers[index]] if -len(layers) <= index < len(layers) else []
             if chosen:
                 return nn.ModuleList(chosen)
             raise StageError(f"{name} matches none of the student's {len(layers)} layers")

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from data.images import Preprocessing
-from student.body import keep_layers
+from student.body import keep_layers, most_positions
 from student.jasper import head_widths, image_side_settings, start_configuration
 from student.model import VISION_FOLDER, Student
 from student.rows import rows_to_train_on
 from student.run import StageRun, read_record, start_of
 from student.seeing import Seeing
-from student.spec import FreshVision
+from student.spec import FreshVision, StudentError
 from student.stages import FULL_HEAD, StageError, head_of
 from student.teacher_head import own_heads
 from student.tokens import TextTokenizer
@@ -39,7 +39,8 @@ def plan(
 
     Raises:
         StageError: as `check_model`.
-        StudentError: the start of the stage is not there, or the model has no such layers.
+        StudentError: the start of the stage is not there, or the model has no such layers or not
+            so many positions.
     """
     start = start_of(run)
     student = _skeleton(run, reader, init, seeing)
@@ -87,7 +88,8 @@ def check_model(
             closed form that the head or the model does not allow, an FC1 to learn from that
             nothing has trained, images to learn from a head that nothing has, or fewer than a
             batch of short texts.
-        StudentError: the start of the stage is not there, or the model has no such layers.
+        StudentError: the start of the stage is not there, or the model has no such layers or not
+            so many positions.
     """
     before = _heads_trained_before(run) if trained_before is None else trained_before
     _check(run, reader, init, _skeleton(run, reader, init, seeing), before)
@@ -98,6 +100,12 @@ def _check(
     run: StageRun, reader: CacheReader, init: Path, student: Student, before: Sequence[str]
 ) -> None:
     spec = run.spec
+    most = most_positions(student.text)
+    if most is not None and run.student.max_tokens > most:
+        raise StudentError(
+            f"student.max_tokens is {run.student.max_tokens}, but {run.student.init} has "
+            f"embeddings of {most} positions; give at most so many"
+        )
     heads = [head_of(entry)[0] for entry in spec.heads]
     reached = set(student.parameters_of(("text", *heads)))
     useless = sorted(

@@ -67,13 +67,16 @@ class StageRun:
 
     def facts(self) -> dict[str, Any]:
         """What was asked for that decides the outcome, as plain data; see `facts_of`."""
+        start = self.init_from
+        if start is not None and start != FRESH:
+            start = str(Path(start).resolve())  # whoever reads it may work in another folder
         return {
             "cache": self.identity,
             "teachers": list(self.teachers),
             "student": self.student.model_dump(mode="json"),
             "stage": self.spec.outcome(),
             "seed": self.seed,
-            "init_from": self.init_from,
+            "init_from": start,
             **({} if self.images is None else {"images": self.images}),
         }
 
@@ -224,18 +227,27 @@ def finished(run: StageRun, facts: Mapping[str, Any]) -> bool:
     """
     if not run.model.is_dir():
         return False
-    # Records of older versions do not say what the start was.
-    record = {START: facts[START], **read_record(run.folder)}
-    for name, asked in facts.items():
-        if record.get(name) != asked:
-            other = f"with other settings: {_change(name, record, facts)}"
-            if name == START:
-                other = f"from another student than what {_start_in_words(run)} is now"
-            raise StudentError(
-                f"{run.folder} was trained {other}; give another --out, or --restart to train the "
-                "stage anew"
-            )
+    record = read_record(run.folder)
+    if (name := differing(record, facts)) is not None:
+        other = f"with other settings: {_change(name, record, facts)}"
+        if name == START:
+            other = f"from another student than what {_start_in_words(run)} is now"
+        raise StudentError(
+            f"{run.folder} was trained {other}; give another --out, or --restart to train the "
+            "stage anew"
+        )
     return True
+
+
+def differing(record: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
+    """The first of the facts that a record has otherwise.
+
+    What a stage started from is told by its digest, wherever it lies; records of older versions
+    have none, and tell it by `init_from`.
+    """
+    unknown = "init_from" if START in record else START
+    names = (name for name in facts if name != unknown)
+    return next((name for name in names if record.get(name) != facts[name]), None)
 
 
 def _start_in_words(run: StageRun) -> str:

@@ -120,6 +120,15 @@ def _ids(reader: CacheReader, number: int) -> bytes:
     return b"".join(value.as_py() for value in column)
 
 
+def passed_over(folder: Path) -> set[str]:
+    """The names of the images that a stage in this folder passed over, in all its processes."""
+    file = folder / BROKEN_FILE
+    if not file.is_file():
+        return set()
+    with file.open(encoding="utf-8") as lines:
+        return {json.loads(line)["image"] for line in lines if line.endswith("\n")}
+
+
 def seen(
     seeing: Seeing,
     student: Student,

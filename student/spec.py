@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 SPEC_FILE = "student.json"
 """In a student's folder: its spec and the widths of its heads."""
@@ -35,6 +35,12 @@ class FreshVision(BaseModel):
     width: Annotated[int, Field(gt=0)] = Field(128, description="of its states")
     layers: Annotated[int, Field(gt=0)] = Field(3, description="how many")
     heads: Annotated[int, Field(gt=0)] = Field(4, description="of its attention")
+
+    @model_validator(mode="after")
+    def _heads_of_equal_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads cannot share a width of {self.width} evenly")
+        return self
 
 
 class VisionSpec(BaseModel):
@@ -90,6 +96,13 @@ class StudentSpec(BaseModel):
     def text_side(self) -> StudentSpec:
         """The same student without its image side."""
         return self.model_copy(update={"vision": None})
+
+    @field_validator("layers")
+    @classmethod
+    def _each_layer_once(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers is not None and len(set(layers)) < len(layers):
+            raise ValueError(f"a layer can be kept once, found {list(layers)}")
+        return layers
 
     @field_validator("reduced_heads")
     @classmethod

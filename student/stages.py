@@ -21,6 +21,7 @@ LEAST_TEXTS = 3
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Target = Literal["teachers", "fc1", "captions"]
 Start = Literal["ridge", "copy", "identity", "principal", "fitted"]
 FULL_STARTS: tuple[Start, ...] = ("ridge", "copy", "identity")
@@ -133,8 +134,10 @@ class StageSpec(BaseModel):
         "`constant`",
     )
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of the steps")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of AdamW")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.01, description="of AdamW"
+    )
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of AdamW")
     clip: Annotated[float, Field(gt=0)] | None = Field(
         1.0, description="largest gradient norm; `inf` leaves gradients as they are"
     )

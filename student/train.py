@@ -28,7 +28,7 @@ from student.pooled import Pooled, sample_differs, why_not
 from student.probe import SCORE, Probe
 from student.rows import rows_to_train_on
 from student.run import START, StageRun, facts_of, finished, start_of, write_record
-from student.seeing import CaptionStates, Seeing, image_side, seen
+from student.seeing import CaptionStates, Seeing, image_side, passed_over, seen
 from student.spec import StudentError
 from student.stage_checks import check_processes
 from student.stages import StageSpec
@@ -103,6 +103,7 @@ def train(
     )
     say(_in_words(engine, run.spec))
     student = _student(run, reader, init, start, seeing, body=not kept_states)
+    student.to(engine.accelerator.device)  # a closed form is solved where it is trained
     trained = student.train_only(run.spec.trains)
     if run.spec.gradient_checkpointing and not kept_states:
         student.compute_layers_again(trained)
@@ -140,7 +141,7 @@ def train(
     figures = {**engine.describes, "inputs": facts["inputs"], **metrics, "steps": run.spec.steps}
     figures["seconds"] = loop.seconds
     if seeing is not None:
-        figures["images_passed_over"] = len(seeing.pairs.broken)
+        figures["images_passed_over"] = len(passed_over(run.folder))
         figures["pairs_skipped"] = seeing.pairs.skipped.rows
     if loop.best is not None:
         figures["best"] = asdict(loop.best)

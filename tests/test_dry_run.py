@@ -81,6 +81,18 @@ def test_layer_that_the_student_would_keep_but_the_model_lacks_is_refused(
         check_model(run, reader, weightless)
 
 
+def test_inputs_longer_than_the_models_positions_are_refused(
+    reader: CacheReader, weightless: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig
+
+    most = AutoConfig.from_pretrained(weightless).max_position_embeddings
+    fits, longer = (SPEC.model_copy(update={"max_tokens": most + more}) for more in (0, 1))
+    check_model(stage_run(reader, tmp_path, 1, fits), reader, weightless)
+    with pytest.raises(StudentError, match=f"max_tokens is {most + 1}, but - has .* {most} pos"):
+        check_model(stage_run(reader, tmp_path, 1, longer), reader, weightless)
+
+
 def test_fc1_of_the_stage_before_may_be_learned_from(
     reader: CacheReader, small_encoder: Path, tmp_path: Path
 ) -> None:

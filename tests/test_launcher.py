@@ -72,6 +72,14 @@ def test_processes_that_would_each_train_alone_are_refused(
         Engine.start("fp32", cpu=False)
 
 
+def test_accumulation_that_the_loop_would_not_do_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(StudentError, match=r"gradient_accumulation_steps.* give .* a micro_batch"):
+        Engine.start("fp32", cpu=True)
+
+
 def test_sharding_without_a_launcher_is_refused(
     monkeypatch: pytest.MonkeyPatch, small_encoder: Path, tmp_path: Path
 ) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.processors import BertProcessing, ByteLevel, Sequence, TemplateProcessing
 from transformers import AutoModel, AutoTokenizer
 
-from student.body import body_layers
+from student.body import body_layers, most_positions
 from student.model import Student, create, load
 from student.spec import StudentError, StudentSpec
 from student.stages import StageError
@@ -152,10 +153,37 @@ def test_what_is_frozen_gets_no_gradient_and_no_graph(small_encoder: Path) -> No
     assert not below.requires_grad
 
 
-@pytest.mark.parametrize("group", ["fc9", "layers[3]", "layers[5:]", "layers[]", "vision", "layer"])
+@pytest.mark.parametrize(
+    "group",
+    ["fc9", "layers[3]", "layers[5:]", "layers[]", "layers[0-1]", "layers[-]", "vision", "layer"],
+)
 def test_group_that_matches_nothing_is_refused(student: Student, group: str) -> None:
     with pytest.raises(StageError):
         student.parameters_of([group])
+
+
+@pytest.mark.parametrize(("padding", "longest"), [(None, 20), (1, 18)])
+def test_a_body_reads_as_many_tokens_as_it_has_positions(padding: int | None, longest: int) -> None:
+    from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+
+    sizes = {
+        "vocab_size": 30, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "max_position_embeddings": 20,
+    }  # fmt: skip
+    body = (
+        BertModel(BertConfig(**sizes))
+        if padding is None
+        else RobertaModel(RobertaConfig(**sizes, pad_token_id=padding))
+    )
+    assert most_positions(body) == longest
+    body(input_ids=torch.full((1, longest), 5))
+    with pytest.raises((RuntimeError, IndexError)):
+        body(input_ids=torch.full((1, longest + 1), 5))
+
+
+def test_a_layer_is_kept_once() -> None:
+    with pytest.raises(ValidationError, match="a layer can be kept once, found"):
+        StudentSpec(layers=(0, 0, 2))
 
 
 def test_bodies_are_bidirectional_whatever_their_folder_says(tmp_path: Path) -> None:

@@ -64,6 +64,20 @@ def test_a_start_that_was_trained_anew_as_it_was_or_moved_is_the_same(
     assert not go(run_on(reader, moved, 2), reader, small_encoder)
 
 
+def test_a_start_is_the_same_however_its_folder_is_named(
+    reader: CacheReader, small_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = trained(reader, small_encoder, tmp_path / "run", 1) / "stage-1"
+    monkeypatch.chdir(tmp_path)
+    run = replace(run_on(reader, tmp_path / "other", 2), init_from="run/stage-1")
+    interrupted(run, reader, small_encoder, 2)
+    monkeypatch.chdir(first)
+    run = replace(run, init_from=str(first))
+    assert go(run, reader, small_encoder)
+    assert not go(replace(run, init_from="../stage-1"), reader, small_encoder)
+    assert read_record(run.folder)["init_from"] == str(first), "wherever it is read from"
+
+
 def test_a_change_of_the_untrained_student_reaches_every_later_stage(
     reader: CacheReader, small_encoder: Path, tmp_path: Path
 ) -> None:

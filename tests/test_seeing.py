@@ -305,9 +305,18 @@ def test_broken_images_are_written_down_and_too_many_stop_the_stage(
     given = seeing(damaged, bad_rows="skip")
     bad = given.pairs.source.name(int(given.pairs.train[3]))
     (damaged / "pairs" / bad).write_bytes(b"not an image")
-    trained(reader, start, tmp_path / "run", given, steps=8)
+    run = run_of(reader, start, tmp_path / "run", given, steps=8)
+
+    def stop(done: int, _: object) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    init = start / "model/text"
+    with pytest.raises(KeyboardInterrupt):
+        train(run, reader, init, seeing=given, settings=ON_CPU, on_step=stop)
+    train(run, reader, init, seeing=seeing(damaged, bad_rows="skip"), settings=ON_CPU)
     broken = (tmp_path / "run/stage-4/broken-images.jsonl").read_text().splitlines()
-    assert [json.loads(line)["image"] for line in broken] == [bad]
+    assert [json.loads(line)["image"] for line in broken] == [bad, bad], "once before, once after"
     figures = read_record(tmp_path / "run/stage-4")["figures"]
     assert (figures["images_passed_over"], figures["pairs_skipped"]) == (1, 1)
     strict = seeing(damaged, most_broken=0, bad_rows="skip")

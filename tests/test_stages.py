@@ -105,7 +105,15 @@ def test_unknown_stage_and_unknown_field_are_refused_with_what_there_is() -> Non
 
 
 @pytest.mark.parametrize(
-    "changes", [{"steps": 0}, {"learning_rate": -1}, {"trains": []}, {"warmup": 1.0}]
+    "changes",
+    [
+        {"steps": 0},
+        {"learning_rate": -1},
+        {"trains": []},
+        {"warmup": 1.0},
+        {"betas": [0.9, 1.0]},
+        {"weight_decay": math.inf},
+    ],
 )
 def test_bad_values_are_refused_by_name(changes: dict[str, object]) -> None:
     with pytest.raises(StageError, match=f"stage 1: {next(iter(changes))}"):

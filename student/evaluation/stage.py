@@ -76,13 +76,20 @@ def evaluate(asked: Asked, *, device: str, phase: Phase) -> dict[str, Any]:
         with phase("encoding MTEB's texts", None) as advance:
             found = mteb_model.measure(asked.mteb, student, asked.mteb_heads, advance)
         result["tasks"] = [*result.get("tasks", []), *found]
-    whole = json.dumps(_with_earlier(asked.folder / EVALUATION_FILE, result), indent=1)
-    replace_text(asked.folder / EVALUATION_FILE, whole + "\n")
+    save(asked.folder, result)
     return result
 
 
+def save(folder: Path, result: dict[str, Any]) -> None:
+    """Write a stage's `evaluation.json`; vectors and tasks that only an earlier one measured stay.
+
+    What was measured on another cache does not.
+    """
+    path = folder / EVALUATION_FILE
+    replace_text(path, json.dumps(_with_earlier(path, result), indent=1) + "\n")
+
+
 def _with_earlier(path: Path, result: dict[str, Any]) -> dict[str, Any]:
-    """What is written: the result, and the vectors and tasks that only an earlier one measured."""
     try:
         earlier = json.loads(path.read_text())
     except (OSError, ValueError):

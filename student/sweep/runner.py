@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from student.durable import replace_text
 from student.evaluation.held_out import evaluate
+from student.evaluation.stage import save
 from student.model import create, load
 from student.plan import check_model
-from student.run import EVALUATION_FILE
+from student.run import START, read_record
 from student.spec import StudentError
 from student.stages import FULL_HEAD, StageError
 from student.step import Metrics
@@ -25,7 +24,7 @@ from student.sweep.spec import SweepError
 from student.sweep.waiting import Waiting
 from student.train import Settings, train
 from teacher_cache.format import CacheError
-from teacher_cache.models import locate
+from teacher_cache.models import body_fingerprint, locate
 from teacher_cache.reader import CacheReader
 
 Tell = Callable[[str, int, str], None]
@@ -64,18 +63,24 @@ def jobs_of(plan: Plan, reader: CacheReader, base: Path, settings: Settings) -> 
     without weights, before the first is trained.
 
     Raises:
-        SweepError: a stage does not fit its student's model.
+        SweepError: a stage does not fit its student's model, or what was trained before began from
+            another model than lies there now.
         ModelError: the model that a student starts from cannot be found.
     """
     needed: set[str] = set()
     for key in plan.stages:
         if (measured := plan.measured(key)) and evaluation(plan.stages[key], measured) is None:
             needed |= set(_missing(plan, key))
-    jobs = []
+    jobs: list[Job] = []
+    inits: dict[tuple[str, str | None], Path] = {}
     for key in (key for key in plan.stages if key in needed):
         planned = plan.stages[key]
         student = planned.run.student
-        init, _ = locate(student.init, student.revision, what="the student's init", base=base)
+        name = student.init, student.revision
+        if name not in inits:
+            inits[name], _ = locate(*name, what="the student's init", base=base)
+            _check_unchanged(plan, *name, inits[name])
+        init = inits[name]
         if not planned.run.model.is_dir():
             try:
                 check_model(planned.run, reader, init, trained_before=planned.trained_before)
@@ -84,6 +89,24 @@ def jobs_of(plan: Plan, reader: CacheReader, base: Path, settings: Settings) -> 
                 raise SweepError(f"arm {arms}: stage {planned.run.stage}: {error}") from None
         jobs.append(Job(planned, reader.path.resolve(), init, plan.measured(key), settings))
     return jobs
+
+
+def _check_unchanged(plan: Plan, init: str, revision: str | None, folder: Path) -> None:
+    """Arms that were trained before began from the model that the next ones will begin from."""
+    now: str | None = None
+    for key, planned in plan.stages.items():
+        student = planned.run.student
+        if planned.after or (student.init, student.revision) != (init, revision):
+            continue
+        if not planned.run.model.is_dir():
+            continue
+        now = now or body_fingerprint(folder)
+        if read_record(planned.run.folder).get(START, now) != now:
+            arms = ", ".join(map(repr, plan.arms_of(key)))
+            raise SweepError(
+                f"arm {arms} began from another {init} than lies in {folder} now: what follows "
+                "could not be compared with it; put the model back, or give another --out"
+            )
 
 
 def _missing(plan: Plan, key: str) -> list[str]:
@@ -172,5 +195,4 @@ def _measure(job: Job, reader: CacheReader) -> None:
     for model in (student, untrained):
         model.to("cuda" if gpu else "cpu")
     figures = evaluate(student, untrained, reader, run.teachers, heads=job.measured)
-    found = {"stage": run.stage, "cache": reader.identity, **figures}
-    replace_text(run.folder / EVALUATION_FILE, json.dumps(found, indent=1) + "\n")
+    save(run.folder, {"stage": run.stage, "cache": reader.identity, **figures})
