@@ -94,9 +94,9 @@ ARMS: Mapping[str, Arm] = {
 VARIANTS: Mapping[str, Arm] = {
     found["name"]: Arm(
         found["name"],
-        "recipes/default.toml, or a recipe beside it, with one thing changed",
-        recipe=HERE / found["recipe"] if "recipe" in found else ARMS["default"].recipe,
-        changes=found.get("change", {}),
+        "recipes/default.toml with one thing changed",
+        recipe=ARMS["default"].recipe,
+        changes=found["change"],
     )
     for found in tomllib.loads((HERE / "variants.toml").read_text(encoding="utf-8"))["variants"]
 }

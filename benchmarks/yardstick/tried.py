@@ -22,10 +22,9 @@ def _table(findings: Sequence[Finding]) -> Iterator[str]:
     seeds = len(ours.results)
     yield (
         "Each is recipes/default.toml with one thing changed (benchmarks/yardstick/variants.toml), "
-        "or with its last tenth in a stage of its own (near.toml there): a student of layers "
-        f"{', '.join(map(str, ours.layers))} of six, the recipe's own learning rate, seeds 0 to "
-        f"{seeds - 1}. In the first line the default's figures in %, FC1's by task too; below, how "
-        "far each variant is from them, in points."
+        f"a student of layers {', '.join(map(str, ours.layers))} of six, the recipe's own learning "
+        f"rate, seeds 0 to {seeds - 1}. In the first line the default's figures in %, FC1's by "
+        "task too; below, how far each variant is from them, in points."
     )
     yield ""
     if seeds > 1:
