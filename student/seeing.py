@@ -116,7 +116,7 @@ class CaptionStates:
 
 
 def _ids(reader: CacheReader, number: int) -> bytes:
-    column = reader.shard(number).column("id")
+    column = reader.shard(number, ["id"]).column("id")
     return b"".join(value.as_py() for value in column)
 
 

@@ -9,7 +9,7 @@ from small_caches import write_cache
 from student.encoding import encode
 from student.evaluation.heads import asked, to_measure
 from student.evaluation.held_out import evaluate
-from student.evaluation.retention import nearest, pair_order, retention
+from student.evaluation.retention import Geometry, Retention, compare, nearest, pair_order
 from student.model import create
 from student.spec import StudentError, StudentSpec
 from teacher_cache.reader import CacheReader
@@ -20,6 +20,10 @@ RNG = np.random.default_rng(0)
 
 def vectors(rows: int, width: int) -> np.ndarray:
     return RNG.standard_normal((rows, width)).astype(np.float32)
+
+
+def retention(student: np.ndarray, teacher: np.ndarray, *, same_space: bool) -> Retention:
+    return compare(Geometry.of(student), Geometry.of(teacher), same_space=same_space)
 
 
 def cosines(x: np.ndarray) -> np.ndarray:

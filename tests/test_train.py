@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from small_caches import write_cache
 
 from student.encoding import encode
-from student.evaluation.retention import retention
+from student.evaluation.retention import Geometry, compare
 from student.model import create, load
 from student.run import StageRun, read_record
 from student.spec import StudentError, StudentSpec
@@ -175,7 +175,7 @@ def order_on_held_out_rows(run: StageRun, reader: CacheReader) -> float:
     rows = [reader.held_out_rows[int(i)] for i in np.linspace(0, 39, 30)]
     vectors = encode(load(run.model), reader.texts(rows), ["fc1"])["fc1"]
     target = reader.vectors(rows).astype(np.float32)
-    return retention(vectors, target, same_space=True)["spearman"]
+    return compare(Geometry.of(vectors), Geometry.of(target), same_space=True)["spearman"]
 
 
 def test_held_out_rows_are_looked_at_and_change_nothing(

@@ -77,20 +77,11 @@ class Geometry:
         return cls(rows, similarities, rankdata(similarities), nearest(rows, rows, max(AT)))
 
 
-def retention(student: FloatArray, teacher: FloatArray, *, same_space: bool) -> Retention:
-    """Compare two sets of vectors [n, D] and [n, T] of the same texts, row by row.
+def compare(student: Geometry, teacher: Geometry, *, same_space: bool) -> Retention:
+    """Compare two sets of vectors of the same texts, row by row.
 
     `same_space` says that a row is to point where its target does, so that a cosine means
     something; equal widths alone do not make it so.
-
-    Raises:
-        ValueError: the numbers of rows differ, or there are fewer than three.
-    """
-    return compare(Geometry.of(student), Geometry.of(teacher), same_space=same_space)
-
-
-def compare(student: Geometry, teacher: Geometry, *, same_space: bool) -> Retention:
-    """What `retention` gives, of vectors that were measured before.
 
     Raises:
         ValueError: the numbers of rows differ.
