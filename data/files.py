@@ -60,7 +60,7 @@ def find_files(pattern: str, base: Path) -> list[Path]:
         files = [
             file
             for file in folder.rglob("*")
-            if _suffix(file)
+            if form_of(file)
             and file.is_file()
             and not any(part.startswith(".") for part in file.relative_to(folder).parts)
         ]
@@ -70,7 +70,7 @@ def find_files(pattern: str, base: Path) -> list[Path]:
             f"found none; supported suffixes: {SUPPORTED}"
         )
     for file in files:
-        if not _suffix(file):
+        if not form_of(file):
             raise CorpusError(
                 f"{file}: expected a file that can be read by its suffix, found "
                 f"{file.suffix or 'no suffix'}; supported suffixes: {SUPPORTED}"
@@ -80,7 +80,10 @@ def find_files(pattern: str, base: Path) -> list[Path]:
 
 def named(pattern: str, base: Path) -> list[Path] | None:
     """The files that a name or a glob (`**` for all folders below) stands for; None for a folder,
-    of which each reader takes what it can read."""
+    of which each reader takes what it can read.
+
+    Raises `CorpusError` if one is a link that leads nowhere.
+    """
     path = base / pattern
     if path.is_dir():
         return None
@@ -88,7 +91,14 @@ def named(pattern: str, base: Path) -> list[Path] | None:
         return [path]
     # Path.glob refuses absolute patterns.
     names = glob.glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207
-    return [base / name for name in names if not (base / name).is_dir()]
+    files = [base / name for name in names if not (base / name).is_dir()]
+    for file in files:
+        if not file.exists():
+            raise CorpusError(
+                f"{file}: expected a file, found a link that leads nowhere; remove it, or put back "
+                "what it names"
+            )
+    return files
 
 
 def read_file(path: Path, columns: Sequence[str], unit: Unit, skip: int = 0) -> Iterator[Item]:
@@ -97,7 +107,7 @@ def read_file(path: Path, columns: Sequence[str], unit: Unit, skip: int = 0) -> 
     Raises `CorpusError` where the file is damaged or its rows can no longer be told apart, and
     if it is Parquet without one of `columns`. Other files give all their columns.
     """
-    if _suffix(path) == ".parquet":
+    if form_of(path) == ".parquet":
         return _parquet_rows(path, columns, skip)
     return _text_rows(path, unit, skip)
 
@@ -116,7 +126,7 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _suffix(path: Path) -> str:
+def form_of(path: Path) -> str:
     """Return the suffix that says how to read a file, without .gz and .zst; '' if none does."""
     name = path.name.lower()
     if name.endswith(".parquet"):
@@ -124,6 +134,16 @@ def _suffix(path: Path) -> str:
     for packed in PACKED:
         name = name.removesuffix(packed)
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
+def rows_of(batch: "pa.RecordBatch") -> list[object]:
+    """Return the rows of a batch; for one that is not valid UTF-8, a `RowError`."""
+    try:
+        return cast(list[object], batch.to_pylist())
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            return [RowError(f"expected valid UTF-8, found: {one_line(error)}")]
+    return [row for i in range(batch.num_rows) for row in rows_of(batch.slice(i, 1))]
 
 
 class _Lines:
@@ -143,7 +163,7 @@ class _Lines:
 
 
 def _text_rows(path: Path, unit: Unit, skip: int) -> Iterator[Item]:
-    suffix = _suffix(path)
+    suffix = form_of(path)
     lines = _Lines(())
     try:
         with ExitStack() as stack:
@@ -259,21 +279,11 @@ def _parquet_rows(path: Path, columns: Sequence[str], skip: int) -> Iterator[Ite
             for batch in file.iter_batches(PARQUET_ROWS, groups, columns=list(columns)):
                 passed = min(max(0, skip - number), batch.num_rows)
                 number += passed
-                for row in _pylist(batch.slice(passed)):
+                for row in rows_of(batch.slice(passed)):
                     number += 1
                     yield number, row
     except (OSError, pa.ArrowException) as error:
         raise _damaged(path, number + 1, error) from error
-
-
-def _pylist(batch: "pa.RecordBatch") -> list[object]:
-    """Return the rows of a batch; for one that is not valid UTF-8, a `RowError`."""
-    try:
-        return cast(list[object], batch.to_pylist())
-    except UnicodeDecodeError as error:
-        if batch.num_rows == 1:
-            return [RowError(f"expected valid UTF-8, found: {one_line(error)}")]
-    return [row for i in range(batch.num_rows) for row in _pylist(batch.slice(i, 1))]
 
 
 def _damaged(path: Path, number: int, error: Exception) -> CorpusError:

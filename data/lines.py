@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.files import CorpusError, RowError, find_files, missing, read_file
+from data.files import CorpusError, RowError, find_files, form_of, missing, read_file
 
 FIELD = "text"
 
@@ -28,7 +28,7 @@ def texts_of(path: Path, field: str = FIELD, name: str | None = None) -> Iterato
     if not path.is_file():
         raise CorpusError(f"there is no file {where}")
     (file,) = find_files(str(path.absolute()), Path())
-    plain = ".txt" in file.suffixes
+    plain = form_of(file) == ".txt"
     expected = 1
     for number, item in read_file(file, [field], "line"):
         if plain and number != expected:

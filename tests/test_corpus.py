@@ -23,6 +23,7 @@ from data.corpus import (
     CorpusSpec,
     IdSet,
     SourceCounts,
+    SourceSpec,
     Text,
     is_held_out,
     text_id,
@@ -52,6 +53,18 @@ def nothing() -> dict[str, int]:
 
 def shown(texts: Corpus) -> list[str]:
     return [text.text for text in texts]
+
+
+def test_a_link_that_leads_nowhere_is_refused_where_it_was_asked_for(tmp_path: Path) -> None:
+    whole = corpus(tmp_path, {"a": singles("a", 3)})
+    (tmp_path / "b.jsonl").symlink_to("gone.jsonl")
+    for path in ("*.jsonl", "b.jsonl"):
+        with pytest.raises(
+            CorpusError, match=r"b\.jsonl: expected a file, found a link that leads"
+        ):
+            Corpus(CorpusSpec(sources=[SourceSpec(name="s", path=path)]), tmp_path)
+    folder = CorpusSpec(sources=[SourceSpec(name="s", path=".", fields="texts")])
+    assert shown(Corpus(folder, tmp_path)) == shown(whole)
 
 
 def test_an_id_is_the_xxh3_128_digest_of_the_utf8_text() -> None:

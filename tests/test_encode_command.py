@@ -15,6 +15,7 @@ import typer
 from commands import Command, command_of
 
 from cli.student import app
+from data.files import CorpusError
 from data.lines import texts_of
 from student.embedder import load
 from student.model import create
@@ -108,6 +109,15 @@ def test_blank_lines_of_json_and_csv_are_no_texts_and_places_tell_the_lines(
     table.write_text("text\none\n\ntwo\n")
     assert list(texts_of(lines)) == [(1, "one"), (3, "two")]
     assert list(texts_of(table)) == [(2, "one"), (4, "two")]
+
+
+def test_a_suffix_is_what_the_name_ends_in_whatever_its_case(tmp_path: Path) -> None:
+    plain, lines = tmp_path / "A.TXT", tmp_path / "b.txt.jsonl"
+    plain.write_text("one\n\ntwo\n")
+    lines.write_text('{"text": "one"}\n\n{"text": "two"}\n')
+    with pytest.raises(CorpusError, match=r"A\.TXT:2: expected a text on every line, found none"):
+        list(texts_of(plain))
+    assert list(texts_of(lines)) == [(1, "one"), (3, "two")]
 
 
 def test_memory_holds_one_chunk(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
