@@ -15,7 +15,7 @@ from itertools import product
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
-from data.pair_sources import Skipped
+from data.captions import Skipped
 
 COUNTS = {"one": 1, "two": 2, "three": 3}
 COLOURS = {

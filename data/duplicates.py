@@ -10,7 +10,7 @@ import xxhash
 Verdict = Literal["new", "duplicate", "near duplicate"]
 
 # ASCII punctuation and control characters that separate words. Signs such as + and $ count.
-# In UTF-8 no other character has these bytes. Signs such as + and $ count.
+# In UTF-8 no other character has these bytes.
 _PUNCTUATION = b"!\"#%&'()*,-./:;?@[\\]_{}"
 _CONTROL = bytes((*range(0x20), 0x7F))
 _TO_SPACE = bytes.maketrans(_PUNCTUATION + _CONTROL, b" " * (len(_PUNCTUATION) + len(_CONTROL)))

@@ -1,23 +1,24 @@
 """The layouts that image–caption pairs come in: files, Parquet, tars, Hugging Face data sets.
 
 Each gives all captions at once and the bytes of one image at a time, from any thread. Nothing is
-fetched from an address that stands in the data, and no name leads out of the images' folder.
+fetched from an address that stands in the data, and no name leads out of the folder of the images:
+that of a data set is its own, or where `datasets` keeps what it fetched.
 """
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
-from data.files import CorpusError, RowError, one_line, read_file
+from data.captions import Skipped, captioned, good
+from data.files import CorpusError, RowError, one_line, read_file, rows_of
 from data.images import ImageError
 from data.pair_files import find_pairs
 
@@ -26,19 +27,10 @@ if TYPE_CHECKING:
 
 TEXTS = (".txt", ".caption")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-ANSWERS = ("gpt", "assistant")
 
 _ROW_GROUPS_KEPT = 4
 _FILES_KEPT = 16
 """Parquet files that stay open: a process may often have no more than 1,024 in all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """Rows that were bad and are no pairs: how many, and where and what the first was."""
-
-    rows: int = 0
-    first: str = ""
 
 
 class PairSource(Protocol):
@@ -56,7 +48,10 @@ class PairSource(Protocol):
         """What errors call the image of a row."""
 
     def read(self, row: int) -> bytes:
-        """The encoded image of a row. Raises `ImageError` or `OSError` where there is none."""
+        """The encoded image of a row.
+
+        Raises `ImageError`, `OSError` or `UnicodeError` where there is none.
+        """
 
 
 def open_pairs(
@@ -78,10 +73,9 @@ def open_pairs(
         CorpusError: there are none, or a row is bad and bad ones are not to be skipped.
     """
     if dataset is not None:
-        return _DatasetPairs(
-            _load_dataset(dataset, subset, split, revision, base), image_field, caption_field,
-            skip_bad=skip_bad,
-        )  # fmt: skip
+        rows = _load_dataset(dataset, subset, split, revision, base)
+        places = _places_of(dataset, base)
+        return _DatasetPairs(rows, places, image_field, caption_field, skip_bad=skip_bad)
     assert path is not None
     kind, files = find_pairs(path, base)
     if kind == "tar":
@@ -90,83 +84,6 @@ def open_pairs(
         return _ParquetPairs(files, image_field, caption_field, skip_bad=skip_bad)
     folder = None if images is None else base / images
     return _FilePairs(files, folder, image_field, caption_field, skip_bad=skip_bad)
-
-
-def caption_of(row: object, field: str) -> str:
-    """The caption in a row: a text, or the first answer of a conversation.
-
-    Raises:
-        RowError: there is none.
-    """
-    value = row
-    for name in field.split("."):
-        value = _parsed(value)
-        if not isinstance(value, Mapping) or name not in value:
-            found = ", ".join(map(repr, value)) if isinstance(value, Mapping) else repr(value)
-            raise RowError(f"expected a caption in {field}, found {found[:200]}")
-        value = value[name]
-    value = _parsed(value) if field.endswith("conversations") else value
-    if isinstance(value, list):
-        answers = [t["value"] for t in value if isinstance(t, Mapping) and t.get("from") in ANSWERS]
-        value = answers[0] if answers else None
-    if not isinstance(value, str) or not value.strip():
-        found = "an empty one" if isinstance(value, str) else repr(value)
-        raise RowError(f"expected a caption in {field}, found {found}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise RowError(f"expected a caption that UTF-8 can hold in {field}") from None
-    return value
-
-
-def _parsed(value: object) -> object:
-    """JSON in a column of text or bytes, as its value."""
-    if not isinstance(value, str | bytes):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise RowError(f"expected JSON, found: {one_line(error)}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class _Good:
-    """Captions of the good rows, and where each is; what was passed over."""
-
-    captions: pa.ChunkedArray
-    places: list[Any]
-    skipped: Skipped
-
-
-def _good(rows: Iterable[tuple[str, Any, str | RowError]], *, skip_bad: bool) -> _Good:
-    """Sort rows (where a row is, its place, its caption or what is wrong) into good and bad."""
-    chunks: list[pa.Array] = []
-    texts: list[str] = []
-    places: list[Any] = []
-    skipped = Skipped()
-    for where, place, caption in rows:
-        if isinstance(caption, RowError):
-            if not skip_bad:
-                raise CorpusError(f'{where}: {caption}; mend it, or give bad_rows = "skip"')
-            skipped = Skipped(skipped.rows + 1, skipped.first or f"{where}: {caption}")
-            continue
-        texts.append(caption)
-        places.append(place)
-        if len(texts) == 1 << 16:
-            chunks.append(pa.array(texts, pa.string()))
-            texts = []
-    chunks.append(pa.array(texts, pa.string()))
-    if not places:
-        why = f"; {skipped.rows} rows are bad, the first is {skipped.first}" if skipped.rows else ""
-        raise CorpusError(f"expected pairs of an image and a caption, found none{why}")
-    return _Good(pa.chunked_array(chunks, pa.string()), places, skipped)
-
-
-def _captioned(row: object, field: str) -> str | RowError:
-    try:
-        return caption_of(row, field)
-    except RowError as error:
-        return error
 
 
 class _FilePairs:
@@ -182,13 +99,15 @@ class _FilePairs:
                     name = row.get(image) if isinstance(row, Mapping) else None
                     if isinstance(row, RowError):
                         yield where, None, row
-                    elif not isinstance(name, str) or not name:
-                        yield where, None, RowError(f"expected the name of an image in {image}")
+                    elif not _is_name(name):
+                        found = ascii(name)[:200]
+                        what = f"expected the name of an image in {image}, found {found}"
+                        yield where, None, RowError(what)
                     else:
-                        yield where, (folder or file.parent, name), _captioned(row, caption)
+                        yield where, (folder or file.parent, name), captioned(row, caption)
 
-        good = _good(rows(), skip_bad=skip_bad)
-        self.captions, self._places, self.skipped = good.captions, good.places, good.skipped
+        found = good(rows(), skip_bad=skip_bad)
+        self.captions, self._places, self.skipped = found.captions, found.places, found.skipped
 
     def name(self, row: int) -> str:
         return str(self._places[row][1])
@@ -202,12 +121,20 @@ class _FilePairs:
         return data
 
 
+def _is_name(value: object) -> bool:
+    """Whether a file can have that name: one that is UTF-8, without the zero that ends it."""
+    try:
+        return isinstance(value, str) and value.encode() != b"" and "\0" not in value
+    except UnicodeEncodeError:
+        return False
+
+
 class _TarPairs:
     """WebDataset tars: the files of one sample share their name up to the first dot."""
 
     def __init__(self, files: list[Path], caption: str, *, skip_bad: bool) -> None:
-        good = _good((row for file in files for row in _samples(file, caption)), skip_bad=skip_bad)
-        self.captions, self._places, self.skipped = good.captions, good.places, good.skipped
+        found = good((row for file in files for row in _samples(file, caption)), skip_bad=skip_bad)
+        self.captions, self._places, self.skipped = found.captions, found.places, found.skipped
 
     def name(self, row: int) -> str:
         file, name, _, _ = self._places[row]
@@ -224,7 +151,8 @@ class _TarPairs:
 def _samples(file: Path, field: str) -> Iterator[tuple[str, Any, str | RowError]]:
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
-        with tarfile.open(file, "r:") as tar:
+        # Names may be of any bytes. Those that are not UTF-8 differ still when they are escaped.
+        with tarfile.open(file, "r:", errors="backslashreplace") as tar:
             for member in tar:
                 path = PurePosixPath(member.name)
                 if member.isfile() and not path.name.startswith("."):
@@ -238,9 +166,9 @@ def _samples(file: Path, field: str) -> Iterator[tuple[str, Any, str | RowError]
                 if image is None:
                     yield where, None, RowError("the sample has no image")
                 elif text is not None:
-                    yield where, place, _captioned({field: _text(tar, text)}, field)
+                    yield where, place, captioned({field: _text(tar, text)}, field)
                 elif ".json" in parts:
-                    yield where, place, _captioned(_text(tar, parts[".json"]), field)
+                    yield where, place, captioned(_text(tar, parts[".json"]), field)
                 else:
                     yield where, None, RowError("the sample has no .txt or .json with a caption")
     except (tarfile.TarError, OSError) as error:
@@ -269,8 +197,8 @@ class _ParquetPairs:
                     where = f"{path}: row group {group}, row {row}"
                     yield where, (number, group, row), value
 
-        good = _good(rows(), skip_bad=skip_bad)
-        self.captions, self._places, self.skipped = good.captions, good.places, good.skipped
+        found = good(rows(), skip_bad=skip_bad)
+        self.captions, self._places, self.skipped = found.captions, found.places, found.skipped
 
     def name(self, row: int) -> str:
         number, group, place = self._places[row]
@@ -313,9 +241,10 @@ def _parquet_captions(
                     found = ", ".join(file.schema_arrow.names)
                     raise CorpusError(f"{path}: expected a column {name!r}, found {found}")
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=[column])
-                for row, value in enumerate(table.to_pylist()):
-                    yield group, row, _captioned(value, caption)
+                batches = file.read_row_group(group, columns=[column]).to_batches()
+                rows = chain.from_iterable(map(rows_of, batches))
+                for row, value in enumerate(rows):
+                    yield group, row, captioned(value, caption)
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(f"{path}: not readable: {one_line(error)}") from None
 
@@ -323,7 +252,9 @@ def _parquet_captions(
 class _DatasetPairs:
     """A Hugging Face data set that can be asked for any of its rows."""
 
-    def __init__(self, dataset: Any, image: str, caption: str, *, skip_bad: bool) -> None:
+    def __init__(
+        self, dataset: Any, places: list[Path], image: str, caption: str, *, skip_bad: bool
+    ) -> None:
         from datasets import Image as ImageFeature
 
         columns = dataset.column_names
@@ -335,13 +266,12 @@ class _DatasetPairs:
         if isinstance(dataset.features[image], ImageFeature):
             dataset = dataset.cast_column(image, ImageFeature(decode=False))
         texts = dataset.select_columns([caption.split(".", maxsplit=1)[0]])
-        good = _good(
-            ((f"row {n}", n, _captioned(row, caption)) for n, row in enumerate(texts)),
-            skip_bad=skip_bad,
-        )
-        self.captions, self._places, self.skipped = good.captions, good.places, good.skipped
+        rows = ((f"row {n}", n, captioned(_row(texts, n), caption)) for n in range(len(texts)))
+        found = good(rows, skip_bad=skip_bad)
+        self.captions, self._places, self.skipped = found.captions, found.places, found.skipped
         self._images = dataset.select_columns([image])
         self._image = image
+        self._folders = places
 
     def name(self, row: int) -> str:
         return f"row {self._places[row]}"
@@ -349,11 +279,25 @@ class _DatasetPairs:
     def read(self, row: int) -> bytes:
         value = self._images[self._places[row]][self._image]
         if isinstance(value, Mapping) and value.get("bytes") is None and value.get("path"):
-            path = str(value["path"])
-            if "://" in path:
-                raise ImageError(f"{path} is an address: nothing is fetched")
-            return Path(path).read_bytes()
+            return self._file(str(value["path"])).read_bytes()
         return _bytes(value)
+
+    def _file(self, name: str) -> Path:
+        if "://" in name:
+            raise ImageError(f"{name} is an address: nothing is fetched")
+        path = self._folders[0] / name
+        inside = any(path.is_relative_to(folder) for folder in self._folders)
+        if not inside or ".." in PurePosixPath(name).parts or "\0" in name:
+            raise ImageError(f"{name!r} is no name within the data set: nothing else is read")
+        return path
+
+
+def _row(rows: Any, number: int) -> object:
+    """A row of a data set; where it is not valid UTF-8, a `RowError`."""
+    try:
+        return rows[number]
+    except UnicodeDecodeError as error:
+        return RowError(f"expected valid UTF-8, found: {one_line(error)}")
 
 
 def _bytes(value: object) -> bytes:
@@ -364,13 +308,29 @@ def _bytes(value: object) -> bytes:
     return value
 
 
+def _is_local(name: str) -> bool:
+    return name.startswith((".", "/", "~"))
+
+
+def _places_of(name: str, base: Path) -> list[Path]:
+    """The folders that the images of a data set may lie in, by name and by where links lead."""
+    import datasets
+    from huggingface_hub import constants
+
+    kept = datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH
+    places = [Path(place).absolute() for place in (*kept, constants.HF_HUB_CACHE)]
+    if _is_local(name):
+        places.insert(0, (base / Path(name).expanduser()).absolute())
+    return [*places, *(place.resolve() for place in places)]
+
+
 def _load_dataset(
     name: str, subset: str | None, split: str, revision: str | None, base: Path
 ) -> Any:
     import datasets
 
     try:
-        if not name.startswith((".", "/", "~")):
+        if not _is_local(name):
             return datasets.load_dataset(name, subset, split=split, revision=revision)
         folder = base / Path(name).expanduser()
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():

@@ -48,7 +48,9 @@ class Pairs:
         digest = xxhash.xxh3_128()
         for row, caption in enumerate(self._captions):
             text = caption.as_py().encode()
-            digest.update(f"{self.source.name(row)}\0{len(text)}\0".encode() + text)
+            # A file of pairs may have a name of any bytes.
+            facts = f"{self.source.name(row)}\0{len(text)}\0"
+            digest.update(facts.encode("utf-8", "surrogateescape") + text)
             # As a corpus holds out texts: a cache of these captions may hold out the same ones.
             of_text = xxhash.xxh3_128_digest(text)
             draw = xxhash.xxh3_64_intdigest(of_text, spec.seed)
@@ -109,7 +111,7 @@ class Pairs:
             candidate = int(among[(start + step) % len(among)])
             try:
                 return candidate, preprocessing.pixels(self.source.read(candidate))
-            except (ImageError, OSError) as error:
+            except (ImageError, OSError, UnicodeError) as error:
                 self._passed_over(self.source.name(candidate), str(error), told)
         raise CorpusError(f"none of {len(among)} images can be used")
 

@@ -9,10 +9,10 @@ import pytest
 from small_pairs import Pair, conversation, pairs, write_folder, write_parquet, write_tar
 from small_vision import picture
 
+from data.captions import Skipped
 from data.corpus import CorpusSpec, is_held_out, text_id
 from data.files import CorpusError
 from data.images import Preprocessing
-from data.pair_sources import Skipped
 from data.pairs import Pairs
 from data.pairs_spec import PairsSpec
 
@@ -20,9 +20,9 @@ AS_READ = Preprocessing(6)
 CONTENT = pairs(10)
 
 
-def opened(folder: Path, **changes: Any) -> Pairs:
+def opened(folder: Path, base: Path = Path(), **changes: Any) -> Pairs:
     spec = changes if "dataset" in changes else {"path": str(folder), **changes}
-    return Pairs(PairsSpec.model_validate(spec))
+    return Pairs(PairsSpec.model_validate(spec), base)
 
 
 def assert_holds(found: Pairs, content: list[Pair]) -> None:
