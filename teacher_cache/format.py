@@ -42,7 +42,7 @@ FITTED = "fitted:"
 """How the repository of a teacher begins that was fitted on the corpus and lies in the cache."""
 
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
-_JSON_BYTES = 1 << 25
+JSON_BYTES = 1 << 25
 """The largest JSON file that is read: the manifest of 8 million rows has 200 kB."""
 
 _KINDS: Mapping[str, tuple[type, ...]] = {
@@ -377,8 +377,8 @@ def read_json(path: Path) -> Any:
         FileNotFoundError: there is no such file.
     """
     size = regular_file(path).st_size
-    if size > _JSON_BYTES:
-        raise CacheError(f"{path} has {size} bytes, expected at most {_JSON_BYTES}")
+    if size > JSON_BYTES:
+        raise CacheError(f"{path} has {size} bytes, expected at most {JSON_BYTES}")
     try:
         return json.loads(path.read_bytes())
     except RecursionError:

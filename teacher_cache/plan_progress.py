@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from teacher_cache.files import remove_folder
+from teacher_cache.files import commit_bytes, remove_folder
 from teacher_cache.finish import first_difference
 from teacher_cache.format import (
     FORMAT_VERSION,
+    JSON_BYTES,
     PLAN_FOLDER,
     PLAN_SCHEMA,
     CacheError,
@@ -26,7 +27,7 @@ from teacher_cache.format import (
     regular_file,
 )
 from teacher_cache.opening import unpack
-from teacher_cache.writer import Texts, write_plan_file, write_record
+from teacher_cache.writer import Texts, json_of, write_plan_file
 
 LARGEST = 1 << 32
 """Bytes that a file of the plan may unpack to: its texts, in Arrow's `utf8`, are under 2 GiB."""
@@ -92,8 +93,14 @@ def read_progress(cache: Path, corpus: Mapping[str, Any], rows_per_shard: int) -
 
 
 def save_progress(cache: Path, progress: Progress) -> None:
-    """Commit how far a plan has come; all that it names must be committed already."""
-    write_record(_state_path(cache), progress)
+    """Commit how far a plan has come; all that it names must be committed already.
+
+    A state that could not be read back stays unsaved: in the middle of a row of very many texts
+    it holds those that are to come. From the one before, the plan goes on as well.
+    """
+    data = json_of(progress)
+    if len(data) <= JSON_BYTES:
+        commit_bytes(_state_path(cache), data)
 
 
 def keep_held_out(cache: Path, shards: int, texts: Texts) -> FileRecord:

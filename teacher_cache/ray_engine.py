@@ -153,10 +153,11 @@ class _Driver:
     """The answer of a task that is awaited → its actor and shard."""
     ready: set[Any] = field(default_factory=set)
     unfit: set[Any] = field(default_factory=set)
-    """Actors whose node lacks the cache or a teacher. They live on and do nothing: so Ray does not
-    put another one in their place."""
+    """Actors whose node lacks the cache or a teacher, or reads one otherwise. They live on and do
+    nothing: so Ray does not put another one in their place."""
     refusal: Exception | None = None
     failed_starts: int = 0
+    """Actors that died while they loaded, since one was ready last."""
     looked_around: float = -_LOOK_AROUND_SECONDS
 
     def run(self) -> Build:
@@ -237,6 +238,8 @@ class _Driver:
     def _started(self, answer: Any, actor: Any) -> None:
         try:
             blocks, pooled = self._value(answer)
+            # Each one is held to the identity that the first one settled.
+            self.begun = self.task.begin(blocks, pooled)
         except self.ray.exceptions.RayActorError as error:
             self.failed_starts += 1
             self.looked_around = -_LOOK_AROUND_SECONDS
@@ -249,7 +252,7 @@ class _Driver:
         except (CacheError, ModelError) as error:
             self._left_out(actor, error)
             return
-        self.begun = self.begun or self.task.begin(blocks, pooled)
+        self.failed_starts = 0
         self.ready.add(actor)
 
     def _left_out(self, actor: Any, error: Exception) -> None:

@@ -40,6 +40,9 @@ from teacher_cache.format import (
     shard_schema,
 )
 
+LARGEST_TEXTS = 2**31 - 1
+"""Bytes that the texts of one file may have together: Arrow's `utf8` counts them in int32."""
+
 _ROWS_AT_ONCE = 16
 """So few stay in the processor's caches between the product and its rounding."""
 
@@ -75,19 +78,20 @@ class Rows:
     pooled: NDArray[np.float16] | None = None
 
 
+def json_of(record: Record) -> bytes:
+    """A record as it is written: readable, with a stable order of keys."""
+    text = json.dumps(record.to_json(), indent=1, sort_keys=True, ensure_ascii=False)
+    return text.encode() + b"\n"
+
+
 def write_record(path: Path, record: Record) -> None:
-    """Commit a JSON record: readable, with a stable order of keys."""
-    commit_bytes(path, _json_of(record))
+    """Commit a JSON record."""
+    commit_bytes(path, json_of(record))
 
 
 def write_first(path: Path, record: Record) -> bool:
     """`write_record` unless there is one: the first of several builders wins, others get False."""
-    return commit_first(path, _json_of(record))
-
-
-def _json_of(record: Record) -> bytes:
-    text = json.dumps(record.to_json(), indent=1, sort_keys=True, ensure_ascii=False)
-    return text.encode() + b"\n"
+    return commit_first(path, json_of(record))
 
 
 def write_plan_file(cache: Path, index: int, texts: Texts) -> FileRecord:
@@ -110,15 +114,24 @@ def _record_of(texts: Texts, written: Written) -> FileRecord:
 
 
 def _write_texts(stream: BinaryIO, texts: Texts) -> None:
-    table = pa.Table.from_arrays(
-        [
-            pa.array(texts.ids, pa.binary(16)),
-            pa.array(texts.texts, pa.string()),
-            pa.array(texts.sources, pa.string()),
-        ],
-        schema=PLAN_SCHEMA,
-    )
-    _write_table(stream, table, "zstd")
+    _write_table(stream, pa.Table.from_arrays(_columns(texts), schema=PLAN_SCHEMA), "zstd")
+
+
+def _columns(texts: Texts) -> list[pa.Array]:
+    """Ids, texts and sources as Arrow has them."""
+    sizes = [len(text.encode()) for text in texts.texts]
+    if sum(sizes) > LARGEST_TEXTS:
+        longest = texts.texts[sizes.index(max(sizes))]
+        raise CacheError(
+            f"{len(texts)} texts for one file have {sum(sizes):,} bytes, expected at most "
+            f"{LARGEST_TEXTS:,}; the longest begins {longest[:60]!r}: cut such documents, by hand "
+            "or by the recipe's `cut` of their source"
+        )
+    return [
+        pa.array(texts.ids, pa.binary(16)),
+        pa.array(texts.texts, pa.string()),
+        pa.array(texts.sources, pa.string()),
+    ]
 
 
 def write_shard(
@@ -204,9 +217,7 @@ def _table(index: int, rows: Rows, identity: str) -> pa.Table:
         },
     )
     columns = [
-        pa.array(rows.texts.ids, pa.binary(16)),
-        pa.array(rows.texts.texts, pa.string()),
-        pa.array(rows.texts.sources, pa.string()),
+        *_columns(rows.texts),
         _fixed_size_list(rows.tokens, schema.field("tokens").type),
         _fixed_size_list(rows.norms, schema.field("norms").type),
         _fixed_size_list(rows.vectors, schema.field("embedding").type),

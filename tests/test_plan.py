@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,26 @@ def test_pass_goes_on_behind_any_text_with_the_same_texts_and_counts(place: Path
         again = mixed_corpus(place, texts=None)
         assert list(again.start(states[after], seen)) == texts[after:]
         assert again.counts.as_dict() == counts
+
+
+def test_state_too_large_to_be_read_is_not_saved_and_costs_a_new_start(tmp_path: Path) -> None:
+    """In the middle of a row of 48 MB."""
+    texts = [f"{number} " + "long words and more " * 26_000 for number in range(96)]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": texts}))
+    spec = CorpusSpec.model_validate({"sources": [{"name": "a", "path": "a.jsonl"}]})
+
+    def told_until(texts: int) -> list[int]:
+        told, stop = [], kill_after(texts)
+        with suppress(Killed):
+            planned(tmp_path / "c", Corpus(spec, tmp_path), lambda n: (told.append(n), stop(n))[1])
+        return told
+
+    assert told_until(20) == [1] * 20
+    assert told_until(90) == [1] * 90
+    assert told_until(97) == [80, *[1] * 16]
+    plan = read_plan(tmp_path / "c")
+    assert plan is not None
+    assert plan.rows == 96
 
 
 FORMATS = [

@@ -1,10 +1,12 @@
 """Nodes that are not as the others: they are left out, and a build ends only where none is fit.
 
-Ray is stood in for: actors live in this process, and some of them on a node without the cache.
+Ray is stood in for: actors live in this process, some of them on a node without the cache or with
+other libraries, and some die.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +16,9 @@ from jobs import ROWS_PER_SHARD, contents, corpus, lsa, write_corpus
 
 from teacher_cache import models
 from teacher_cache.build import Options, build
-from teacher_cache.format import CacheError, Manifest
+from teacher_cache.format import Block, CacheError, Manifest, Pooled
 from teacher_cache.located import Located
-from teacher_cache.ray_engine import Cluster, _here
+from teacher_cache.ray_engine import Cluster, ShardActor, _here
 from teacher_cache.teachers import TeacherSpec, resolve
 
 OPTIONS = Options(token_budget=128, rows_per_shard=ROWS_PER_SHARD)
@@ -34,30 +36,52 @@ class ActorError(Exception):
 
 
 class Actor:
-    """`actor.method.remote(…)` is answered when it is waited for."""
+    """`actor.method.remote(…)` is answered when it is waited for; after `last` answers it dies."""
 
-    def __init__(self, made: Any) -> None:
-        self.made = made
+    def __init__(self, made: Any, last: int | None) -> None:
+        self.made, self.last = made, last
+        self.answered = 0
 
     def __getattr__(self, name: str) -> Any:
-        def remote(*given: Any) -> "Answer":
-            return Answer(lambda: getattr(self.made, name)(*given))
+        def work(given: Any) -> Any:
+            if self.answered == self.last:
+                raise ActorError(f"killed after {self.last}")
+            self.answered += 1
+            return getattr(self.made, name)(*given)
 
-        return SimpleNamespace(remote=remote)
+        return SimpleNamespace(remote=lambda *given: Answer(self, lambda: work(given)))
 
 
 class Answer:
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self.work = work
+    def __init__(self, actor: Actor, work: Callable[[], Any]) -> None:
+        self.actor, self.work = actor, work
+
+
+class Otherwise(ShardActor):
+    """On a node whose libraries read another place of the text than the others' do."""
+
+    def load(self, *given: Any) -> tuple[list[Block], Pooled | None]:
+        blocks, pooled = super().load(*given)
+        return [replace(block, pooling="last") for block in blocks], pooled
 
 
 class Ray:
-    """A cluster of `room` CPUs; actors of the numbers in `blind` do not see the cache."""
+    """A cluster of `room` CPUs; actors of the numbers in `blind` do not see the cache, those in
+    `other` are `Otherwise`, and those in `deaths` die after so many answers."""
 
     exceptions = SimpleNamespace(RayActorError=ActorError, RayTaskError=TaskError)
 
-    def __init__(self, room: int, blind: set[int], *, last_first: bool) -> None:
+    def __init__(
+        self,
+        room: int,
+        blind: Collection[int] = (),
+        *,
+        last_first: bool = False,
+        other: Collection[int] = (),
+        deaths: Mapping[int, int] = {},
+    ) -> None:
         self.room, self.blind, self.last_first = room, blind, last_first
+        self.other, self.deaths = other, deaths
         self.actors: list[Actor] = []
         self.living: set[Actor] = set()
 
@@ -69,8 +93,10 @@ class Ray:
 
     def remote(self, kind: type) -> Any:
         def make(cache: Path) -> Actor:
-            blind = len(self.actors) in self.blind
-            actor = Actor(kind(cache / "not-mounted" if blind else cache))
+            number = len(self.actors)
+            made = Otherwise if number in self.other else kind
+            place = cache / "not-mounted" if number in self.blind else cache
+            actor = Actor(made(place), self.deaths.get(number))
             self.actors.append(actor)
             self.living.add(actor)
             assert len(self.living) <= self.room
@@ -86,6 +112,9 @@ class Ray:
     def get(self, answer: Answer) -> Any:
         try:
             return answer.work()
+        except ActorError:
+            self.living.discard(answer.actor)
+            raise
         except Exception as error:
             raise TaskError(error) from error
 
@@ -131,6 +160,31 @@ def test_build_ends_where_no_node_is_fit(place: Path, monkeypatch: pytest.Monkey
     with pytest.raises(CacheError, match=r"not-mounted holds no plan where the node .* looks"):
         built(place, ray, monkeypatch, 2)
     assert len(ray.actors) == 2, "what ails the first ones is not tried on all of the cluster"
+
+
+def test_node_that_reads_a_teacher_otherwise_encodes_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    build(place / "here", corpus(place), TEACHERS, options=OPTIONS)
+    ray = Ray(3, other={1, 2})
+    assert built(place, ray, monkeypatch, None) is not None
+    assert contents(place / "ray") == contents(place / "here")
+    assert [actor.answered for actor in ray.actors[1:]] == [1, 1], "to load, and no shard"
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert all("left out: " in line and "under the identity" in line for line in lines)
+
+
+def test_only_failed_starts_one_after_the_other_end_a_build(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CacheError, match="3 workers died while they loaded the teachers; the last"):
+        built(place, Ray(1, deaths=dict.fromkeys(range(9), 0)), monkeypatch, None)
+    # Of each three, two die while they load, and one when it has encoded a shard.
+    ray = Ray(1, deaths={number: 2 if number % 3 == 2 else 0 for number in range(9)})
+    manifest = built(place, ray, monkeypatch, None)
+    assert manifest is not None
+    assert (len(manifest.shards), len(ray.actors)) == (4, 10)
 
 
 def test_model_of_a_hub_is_fetched_at_the_commit_the_build_began_with(

@@ -9,10 +9,11 @@ from jobs import assert_rounded, joined
 from numpy.typing import NDArray
 
 from data.corpus import text_id
+from teacher_cache import writer
 from teacher_cache.encoders.protocol import Encoded
 from teacher_cache.format import CacheError, FileRecord, read_json, record_path
 from teacher_cache.opening import file_checksum
-from teacher_cache.writer import Texts, write_shard
+from teacher_cache.writer import Texts, write_plan_file, write_shard
 
 WORDS = ["one", "two", "three", "four and more", "Fünf 🥁"]
 TEXTS = Texts([text_id(word) for word in WORDS], WORDS, ["web"] * 4 + ["asked"])
@@ -87,3 +88,20 @@ def test_teacher_that_gives_another_number_of_vectors_is_refused(tmp_path: Path)
     with pytest.raises(CacheError, match="teacher teacher-0: 4 vectors for 5 texts"):
         write(tmp_path, raw(4, [1, 1, 1, 1]))
     assert not list(tmp_path.iterdir())
+
+
+def test_more_text_than_a_column_holds_is_refused_by_its_longest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(len(word.encode()) for word in WORDS)
+    monkeypatch.setattr(writer, "LARGEST_TEXTS", size - 1)
+    message = f"5 texts for one file have {size} bytes, expected at most .*begins 'four and more'"
+    for refused in (
+        lambda: write_plan_file(tmp_path, 3, TEXTS),
+        lambda: write(tmp_path, raw(5, LENGTHS)),
+    ):
+        with pytest.raises(CacheError, match=message):
+            refused()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    monkeypatch.setattr(writer, "LARGEST_TEXTS", size)
+    assert write_plan_file(tmp_path, 3, TEXTS).rows == write(tmp_path, raw(5, LENGTHS)).rows == 5
