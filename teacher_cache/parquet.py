@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from teacher_cache.format import CacheError, shortened
+from teacher_cache.format import CacheError, regular_file, shortened
 
 ROWS_PER_WINDOW = 1024
 """25 MB of vectors at 12,288 wide."""
@@ -97,6 +97,7 @@ class Windows:
     def _opened(self, number: int) -> Iterator[pq.ParquetFile]:
         path = self._path_of(number)
         try:
+            regular_file(path)  # before it is opened: a pipe would be waited for
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 self._check(number, file.schema_arrow, file.metadata.num_rows)
                 _check_windows(file.metadata)
@@ -121,6 +122,8 @@ def _check_windows(metadata: pq.FileMetaData) -> None:
 
 
 def _batch(table: pa.Table) -> pa.RecordBatch:
-    (batch,) = table.combine_chunks().to_batches()
-    batch.validate(full=True)
-    return batch
+    batches = table.combine_chunks().to_batches()
+    if len(batches) != 1:
+        raise ValueError("it has no rows, or more text than one column of Arrow holds")
+    batches[0].validate(full=True)
+    return batches[0]

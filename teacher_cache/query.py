@@ -14,7 +14,7 @@ from teacher_cache.encoders import loading
 from teacher_cache.format import Block, CacheError, teacher_path
 from teacher_cache.reader import CacheReader
 from teacher_cache.search import Float16
-from teacher_cache.teachers import DEFAULT_PROMPT, Dtype, EncoderKind, Teacher
+from teacher_cache.teachers import DEFAULT_PROMPT, TEACHERS, Dtype, EncoderKind, Teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,13 @@ def _folder(reader: CacheReader, block: Block) -> Path:
     what = f"teacher {block.teacher!r}"
     if _is_hub_id(block.repository):
         return _fetched_before(block, what)
+    known = {teacher.repository for teacher in TEACHERS.values()}
+    if block.repository.startswith(models.PACKAGE_PREFIX) and block.repository not in known:
+        # To ask a package for its folder is to run its code, and the cache may be a stranger's.
+        raise models.ModelError(
+            f"{what}: expected a model of the table of teachers, a folder or a hub's, found "
+            f"{block.repository}: no package is imported because a cache names it"
+        )
     return models.locate(block.repository, what=what)[0]
 
 

@@ -289,8 +289,8 @@ def _mend_plan(
         if index in kept:
             records.append(kept[index])
             continue
-        batch = reader.shard(index)
-        texts = Texts(*(batch.column(name).to_pylist() for name in ("id", "text", "source")))
+        batch = reader.shard(index, ["id", "text", "source"])
+        texts = Texts(*(column.to_pylist() for column in batch.columns))
         records.append(write_plan_file(cache, index, texts))
         tell(f"{plan_path(cache, index)} was written again from its shard")
     mended = Plan(

@@ -203,7 +203,7 @@ def row_of(reader: CacheReader, id_: bytes) -> int | None:
 
 def shard_ids(reader: CacheReader, number: int) -> memoryview:
     """The ids of a shard, one after the other."""
-    batch = reader.shard(number)
+    batch = reader.shard(number, ["id"])
     return memoryview(batch.column("id").buffers()[1])[: batch.num_rows * ID_BYTES]
 
 

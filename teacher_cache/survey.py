@@ -13,6 +13,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from teacher_cache.format import Manifest
 from teacher_cache.reader import CacheReader
 from teacher_cache.search import views
 
@@ -27,6 +28,9 @@ PAIR_ROWS = 2000
 NEIGHBOURS = 10
 
 _SEED = 0
+
+_MEASURED = ("id", "text", "source", "tokens", "norms")
+"""All columns but those of vectors, whose widths are known and which Parquet would decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def survey(reader: CacheReader, advance: Callable[[int], None] = lambda _: None)
     characters, tokens, norms = [], [], []
     sizes: dict[str, int] = {}
     for number in shards:
-        batch = reader.shard(number)
+        batch = reader.shard(number, _MEASURED)
         characters.append(pc.utf8_length(batch.column("text")).to_numpy())
         tokens.append(batch.column("tokens").flatten().to_numpy())
         norms.append(batch.column("norms").flatten().to_numpy())
@@ -92,11 +96,23 @@ def survey(reader: CacheReader, advance: Callable[[int], None] = lambda _: None)
         characters=np.concatenate(characters).astype(np.int64),
         tokens=np.concatenate(tokens).reshape(rows, teachers),
         norms=np.concatenate(norms).reshape(rows, teachers),
-        row_bytes={name: size / rows for name, size in sizes.items()},
+        row_bytes={
+            **{name: size / rows for name, size in sizes.items()},
+            **_vector_bytes(reader.manifest),
+        },
         pair_rows=len(sampled),
         similarities=similarities,
         agreements=agreements,
     )
+
+
+def _vector_bytes(manifest: Manifest) -> dict[str, float]:
+    """The bytes of a row in each column of vectors, which all rows have."""
+    widths = {"embedding": manifest.width}
+    if manifest.pooled is not None:
+        widths["pooled"] = manifest.pooled.width
+    size = np.dtype(manifest.dtype).itemsize
+    return {name: float(width * size) for name, width in widths.items()}
 
 
 def _sample(generator: np.random.Generator, population: int, size: int) -> tuple[int, ...]:

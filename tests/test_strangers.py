@@ -22,6 +22,7 @@ from teacher_cache.format import (
     plan_path,
     record_path,
 )
+from teacher_cache.query import encode
 from teacher_cache.reader import CacheReader
 from teacher_cache.repair import repair
 from teacher_cache.verify import verify
@@ -308,6 +309,23 @@ def test_repair_takes_no_teacher_from_the_cache(own: Path) -> None:
     with pytest.raises(CacheError, match="has the teacher 'bert', the recipe has lsa"):
         repair(own, [lsa()])
     assert "antigravity" not in sys.modules
+
+
+def test_search_imports_no_package_because_a_cache_names_it(
+    own: Path, tmp_path: Path, small_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "of_a_stranger.py").write_text("raise SystemExit('run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    signed(own, lambda data: data["blocks"][0].update(repository="package:of_a_stranger"))
+    reader = CacheReader(own)
+    with pytest.raises(
+        CacheError, match="no package is imported because a cache names it; give its folder with "
+        "--model bert=FOLDER, leave it out with --teachers lsa, or ask for a row instead",
+    ):  # fmt: skip
+        encode(reader, "a new river", reader.blocks())
+    assert "of_a_stranger" not in sys.modules
+    vector = encode(reader, "a new river", reader.blocks(), folders={"bert": small_encoder})
+    assert vector[:32].any()
 
 
 def test_thousand_shards_are_looked_at_once_each(own: Path, tmp_path: Path) -> None:
