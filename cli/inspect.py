@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,13 +109,18 @@ def _print_teachers(blocks: list[dict[str, Any]]) -> None:
 
 def _print_texts(counts: dict[str, Any]) -> None:
     names = ("kept", "held_out", "duplicates", "near_duplicates", "cut", "shuffled", "skipped")
-    kept = max(sum(source["kept"] for source in counts.values()), 1)
+    # A cache that another program wrote need not have counted all of it.
+    sources = {name: Counter(found) for name, found in counts.items()}
+    kept = sum(source["kept"] for source in sources.values())
+    if not kept:
+        typer.echo("how many texts each source gave was not recorded")
+        return
     print_table(
         "Texts",
         ("source", "share", *(name.replace("_", " ") for name in names)),
         [
             (name, f"{source['kept'] / kept:.1%}", *(f"{source[key]:,}" for key in names))
-            for name, source in counts.items()
+            for name, source in sources.items()
         ],
     )
 

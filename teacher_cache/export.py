@@ -65,11 +65,18 @@ def export(
     beside, from where the same call goes on after a crash. One shard is in memory.
 
     Raises:
-        CacheError: `out` is no empty folder, no such teacher, or a shard is damaged.
+        CacheError: `out` is no empty folder or cannot be replaced by another, no such teacher, or a
+            shard is damaged.
     """
     columns = _columns(reader, teachers, per_teacher)
+    out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CacheError(f"{out} is not an empty folder; give another one to export to")
+    if out == Path.cwd() or out.is_mount():
+        raise CacheError(
+            f"{out} is the working folder or a mount point, and the finished export takes the "
+            f"place of a folder; give one inside of it: {out / 'vectors'}"
+        )
     files = _files(reader)
     aside = out.parent / f".{out.name}.unfinished"
     _prepare(aside, _facts(reader, columns))
@@ -86,7 +93,13 @@ def export(
         splits=[split for split in SPLITS if _rows(reader, split)],
     )
     commit_bytes(aside / "README.md", card.encode())
-    aside.rename(out)
+    try:
+        aside.rename(out)
+    except OSError as error:
+        raise CacheError(
+            f"{aside} is finished but cannot be renamed to {out}: {error.strerror or error}; "
+            "give it that name when nothing is in the way"
+        ) from None
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 

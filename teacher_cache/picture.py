@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,13 +94,17 @@ def _sample(summary: dict[str, Any]) -> str:
 
 def _draw_texts(axes: Axes, counts: dict[str, Any]) -> None:
     """A bar for each source: what became of its texts."""
-    names = sorted(counts, key=lambda name: -counts[name]["kept"])
-    shown = {name: counts[name] for name in names[:_SOURCES]}
+    # A cache that another program wrote need not have counted all of it.
+    sources = {name: Counter(found) for name, found in counts.items()}
+    kept = sum(source["kept"] for source in sources.values())
+    if not kept:
+        _say(axes, "Texts by source", "not recorded")
+        return
+    names = sorted(sources, key=lambda name: -sources[name]["kept"])
+    shown = {name: sources[name] for name in names[:_SOURCES]}
     rest = names[_SOURCES:]
     if rest:
-        keys = counts[rest[0]]
-        sums = {key: sum(counts[name][key] for name in rest) for key in keys}
-        shown[f"{len(rest)} more"] = sums
+        shown[f"{len(rest)} more"] = sum((sources[name] for name in rest), Counter())
     parts = {
         "trained on": [c["kept"] - c["held_out"] for c in shown.values()],
         "held out": [c["held_out"] for c in shown.values()],
@@ -112,10 +117,9 @@ def _draw_texts(axes: Axes, counts: dict[str, Any]) -> None:
         if any(values):
             axes.barh(list(shown), values, left=left, height=0.6, color=_FATES[fate], label=fate)
             left += values
-    kept = sum(c["kept"] for c in shown.values())
     for place, (count, end) in enumerate(zip(shown.values(), left, strict=True)):
         axes.annotate(
-            f" {count['kept'] / max(kept, 1):.0%} of the cache",
+            f" {count['kept'] / kept:.0%} of the cache",
             (end, place),
             va="center",
             fontsize=8,

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +212,38 @@ def test_folder_that_is_not_empty_is_refused_and_kept(reader: CacheReader, tmp_p
     assert contents(tmp_path) == {"thesis.txt": b"mine"}
     (tmp_path / "empty").mkdir()
     assert export(reader, tmp_path / "empty") > 0
+
+
+def test_folder_that_no_other_can_take_the_place_of_is_refused_before_anything_is_written(
+    reader: CacheReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (Path(), Path("../here"), tmp_path / "here"):
+        with pytest.raises(CacheError, match=r"here is the working folder or a mount point.*/vec"):
+            export(reader, out)
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+    assert export(reader, Path("vectors")) > 0
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["vectors"]
+
+
+def test_name_that_is_taken_meanwhile_is_told_in_one_line_and_nothing_is_lost(
+    reader: CacheReader, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    @contextmanager
+    def meanwhile(_what: str, _total: int | None) -> Iterator[Callable[[int], None]]:
+        yield lambda _: None
+        out.mkdir()
+        (out / "thesis.txt").write_text("mine")
+
+    with pytest.raises(CacheError, match=r"\.out\.unfinished is finished but cannot be renamed to"):
+        export(reader, out, phase=meanwhile)
+    assert contents(out) == {"thesis.txt": b"mine"}
+    (out / "thesis.txt").unlink()
+    assert export(reader, out) > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_cache_without_held_out_rows_has_one_split(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a look into a cache tells: its numbers against others, its tables, its picture."""
 
 import json
+import re
 import struct
 import sys
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import bert, corpus, lsa, made, unit, write_corpus
+from forging import change_manifest
+from jobs import bert, copy, corpus, lsa, made, unit, write_corpus
 from scipy.stats import spearmanr
 from small_caches import write_cache
 
@@ -166,6 +168,23 @@ def test_cache_of_hardly_any_rows_is_shown_too(
     assert code == 0
     assert f"{texts} rows × 32" in out
     assert (tmp_path / "few.png").stat().st_size > 10_000
+
+
+def test_cache_whose_texts_were_not_counted_or_otherwise_is_shown_too(
+    cache: CacheReader, tmp_path: Path, look: Look
+) -> None:
+    own = copy(cache.path, tmp_path / "own")
+    for counts in ({}, {"web": {"seen": 70}}):
+        change_manifest(own, lambda data, counts=counts: data.update(counts=counts))
+        code, out, _ = look(own, "--png", tmp_path / "none.png")
+        assert code == 0
+        assert "how many texts each source gave was not recorded\n" in out
+    counted = {f"source {number}": {"kept": number, "seen": 70} for number in range(12)}
+    change_manifest(own, lambda data: data.update(counts=counted))
+    code, out, _ = look(own, "--png", tmp_path / "some.png")
+    assert code == 0
+    assert re.search(r"source 11 +│ +16\.7% │ +11 │ +0 │ +0 ", out)
+    assert min((tmp_path / f"{name}.png").stat().st_size for name in ("none", "some")) > 10_000
 
 
 def test_command_shows_every_part_and_writes_the_picture(
