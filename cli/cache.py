@@ -143,7 +143,7 @@ def build(
 
 @app.command()
 def verify(cache: CacheArgument) -> None:
-    """Read every byte of a cache and compare it with its records; exit 1 if something is wrong."""
+    """Read every byte of a cache and compare it with its records; exit 1 if they differ."""
     from teacher_cache.reader import CacheReader
     from teacher_cache.verify import verify as verify_cache
 

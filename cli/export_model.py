@@ -46,7 +46,7 @@ def export(
         ),
     ] = False,
 ) -> None:
-    """Write a folder that loads without any code of this project, with a model card.
+    """Write a folder for other programs, with a card: sentence-transformers' layout, or Jasper's.
 
     The card names the teachers and their licences, texts and recipe, and what `evaluate` measured.
 

@@ -85,7 +85,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Windows:
-    """One epoch's shards in their shuffled order: eight bytes a shard, nothing a row.
+    """One epoch's shards in their shuffled order: sixteen bytes a shard, nothing a row.
 
     `ends` are the places at which the windows end, `starts` those at which the shards begin.
     """

@@ -53,7 +53,7 @@ def read_manifest(path: Path) -> Manifest:
             ) from None
         raise CacheError(
             f"{path} is no cache: expected a folder with {MANIFEST_FILE}; "
-            f"write one with: jasper-cache build --out {path}"
+            f"write one with: jasper-cache build --recipe RECIPE --out {path}"
         ) from None
     manifest = Manifest.from_json(data, str(file))
     found = identity_of(

@@ -70,7 +70,8 @@ def read_run(folder: Path) -> Run:
     if not any(stage.finished for stage in stages):
         what = "no finished stage" if stages else f"neither a run's stages nor {RESULTS_FILE}"
         raise StudentError(
-            f"{folder} holds {what}; train one with: jasper-train --stage 1 --out {folder}"
+            f"{folder} holds {what}; train one with: jasper-train --stage 1 --cache CACHE "
+            f"--out {folder}"
         )
     # A link's own name: a sweep's arm leads to a folder that is called by a digest.
     name = folder.name if folder.is_symlink() else folder.resolve().name
