@@ -1,7 +1,7 @@
 # The only set-up there is: every target makes the environment it needs.
 #
 #   make demo       the whole path on real text: cache → four stages → tables → model → report
-#   make test       the tests (five and a half minutes on two cores); make test-all adds the slow ones
+#   make test       the tests (six minutes on two cores); make test-all adds the slow ones
 #   make lint       ruff and mypy
 #   make bench      three of the benchmarks (reading, Parquet, ranking); the others: python benchmarks/NAME.py
 #
