@@ -279,7 +279,7 @@ def test_rank_of_no_possible_job_is_refused(
 def test_no_cache_and_an_unfinished_one_are_refused(
     verb: str, command: Command, cache: CacheReader, tmp_path: Path
 ) -> None:
-    assert_refused(command(verb, tmp_path / "gone"), "is no cache", "jasper-cache build --out")
+    assert_refused(command(verb, tmp_path / "gone"), "is no cache", "jasper-cache build --recipe")
     own = copy(cache.path, tmp_path / "own")
     (own / "manifest.json").unlink()
     before = contents(own)

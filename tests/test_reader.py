@@ -162,7 +162,7 @@ def mapped() -> set[str]:
 
 def test_folder_that_is_no_cache_is_told_how_to_become_one(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "gone"):
-        with pytest.raises(CacheError, match=f"{path} is no cache.*jasper-cache build --out"):
+        with pytest.raises(CacheError, match=f"{path} is no cache.*jasper-cache build --recipe"):
             CacheReader(path)
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match="file is no cache"):
