@@ -88,7 +88,7 @@ class CaptionStates:
             )
         self.reader = reader
         shards = range(len(reader.manifest.shards))
-        ids = [np.frombuffer(_ids(reader, number), ">u8").reshape(-1, 2) for number in shards]
+        ids = [np.frombuffer(reader.shard_ids(number), ">u8").reshape(-1, 2) for number in shards]
         whole = np.concatenate(ids)
         self._order = np.lexsort((whole[:, 1], whole[:, 0]))
         self._ids = whole[self._order]
@@ -113,11 +113,6 @@ class CaptionStates:
             f"{self.reader.path} lacks the caption {caption[:80]!r}: build it over the captions of "
             "these very pairs, with near duplicates kept"
         )
-
-
-def _ids(reader: CacheReader, number: int) -> bytes:
-    column = reader.shard(number, ["id"]).column("id")
-    return b"".join(value.as_py() for value in column)
 
 
 def passed_over(folder: Path) -> set[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from teacher_cache.files import commit_file, remove_leftovers
 from teacher_cache.format import ID_BYTES, CacheError
 from teacher_cache.opening import check_folder
-from teacher_cache.search import BLOCK_BYTES, Nearest, row_blocks, shard_ids, views
+from teacher_cache.search import BLOCK_BYTES, Nearest, row_blocks, views
 from teacher_cache.search_index import (
     IDS_FILE,
     INDEX_FILE,
@@ -273,7 +273,7 @@ def _add_rows(reader: CacheReader, index: Any, sought: list[Nearest], phase: Pha
 def _write_ids(reader: CacheReader, path: Path) -> None:
     def write(stream: BinaryIO) -> None:
         for number in range(len(reader.manifest.shards)):
-            stream.write(shard_ids(reader, number))
+            stream.write(reader.shard_ids(number))
 
     if commit_file(path, write).checksum != reader.manifest.ids_digest:
         raise CacheError(

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from teacher_cache import opening
-from teacher_cache.format import Block, CacheError
+from teacher_cache.format import ID_BYTES, Block, CacheError
 from teacher_cache.shards import Shards, stacked
 
 
@@ -169,6 +169,15 @@ class CacheReader:
             CacheError: the file is missing, damaged, or belongs to another cache or place.
         """
         return self._shards.batch(number, columns)
+
+    def shard_ids(self, number: int) -> memoryview:
+        """The ids of a shard, `ID_BYTES` each, one after the other.
+
+        Raises:
+            CacheError: as `shard`.
+        """
+        batch = self.shard(number, ["id"])
+        return memoryview(batch.column("id").buffers()[1])[: batch.num_rows * ID_BYTES]
 
     def _rows(self, rows: ArrayLike | Iterable[int]) -> NDArray[np.int64]:
         index = np.asarray(rows if hasattr(rows, "__len__") else list(rows))  # type: ignore[arg-type]

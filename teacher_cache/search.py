@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher_cache.format import ID_BYTES, Block
+from teacher_cache.format import Block
 from teacher_cache.reader import CacheReader
 
 if TYPE_CHECKING:
@@ -195,16 +195,10 @@ def row_blocks(reader: CacheReader) -> Iterator[tuple[int, Float16]]:
 def row_of(reader: CacheReader, id_: bytes) -> int | None:
     """The row with this id, None if there is none; opens shard after shard until it is found."""
     for number in range(len(reader.manifest.shards)):
-        place = place_of(np.frombuffer(shard_ids(reader, number), np.uint64).reshape(-1, 2), id_)
+        place = place_of(np.frombuffer(reader.shard_ids(number), np.uint64).reshape(-1, 2), id_)
         if place is not None:
             return number * reader.manifest.rows_per_shard + place
     return None
-
-
-def shard_ids(reader: CacheReader, number: int) -> memoryview:
-    """The ids of a shard, one after the other."""
-    batch = reader.shard(number, ["id"])
-    return memoryview(batch.column("id").buffers()[1])[: batch.num_rows * ID_BYTES]
 
 
 def place_of(ids: NDArray[np.uint64], id_: bytes) -> int | None:
